@@ -1,0 +1,38 @@
+# `make help` lists every target.
+SHELL := /bin/bash
+PYTHON ?= python3
+UV := .venv/bin/uv
+RUN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check test demo up clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
+
+.venv/.ready: pyproject.toml uv.lock
+	@command -v $(PYTHON) >/dev/null || { echo "Taximeter needs Python 3.11 or newer ($(PYTHON) was not found)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Taximeter needs Python 3.11 or newer; set PYTHON=python3.12, say"; exit 1; }
+	@test -x $(UV) || { $(PYTHON) -m venv .venv && $(RUN)/python -m pip install -q uv; }
+	@$(UV) sync --locked --all-extras --inexact -q
+	@touch $@
+
+setup: .venv/.ready ## Create .venv with everything, from the lock file
+
+check: setup ## Lint, types and import direction
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+test: setup ## The tests, on the embedded stack
+	$(RUN)/pytest -m "not kafka and not traces and not stripe_live"
+
+demo: setup ## The whole pipeline, from a request to a proven invoice
+	$(RUN)/taximeter demo
+
+up: setup ## Start the embedded stack and keep it running
+	$(RUN)/taximeter up
+
+clean: ## Remove caches and the environment
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
