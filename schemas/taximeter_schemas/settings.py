@@ -1,0 +1,25 @@
+"""Settings that every service reads from the environment (TAXIMETER_...): the addresses of the log and the warehouse."""
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class LogSettings(BaseSettings):
+    """Where the log is, and how many partitions its topics have. Built in a `__main__` and passed in."""
+
+    model_config = SettingsConfigDict(env_prefix="TAXIMETER_", frozen=True, extra="ignore")
+
+    kafka_bootstrap_servers: str = Field("127.0.0.1:9092", description="Kafka brokers, comma-separated host:port")
+    kafka_partitions: int = Field(4, ge=1, le=10_000, description="Partitions of each topic that Taximeter creates")
+    kafka_replication: int = Field(1, ge=1, le=9, description="Replicas of each topic that Taximeter creates")
+
+
+class WarehouseSettings(BaseSettings):
+    """Where ClickHouse is."""
+
+    model_config = SettingsConfigDict(env_prefix="TAXIMETER_", frozen=True, extra="ignore")
+
+    clickhouse_url: str = Field(
+        "http://default:@127.0.0.1:8123/taximeter",
+        description="ClickHouse over HTTP: http://user:password@host:port/database",
+    )
