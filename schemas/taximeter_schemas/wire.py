@@ -120,7 +120,7 @@ class UsageEvent(msgspec.Struct, frozen=True, gc=False):
     specversion: Literal["1.0"] = "1.0"
     type: Literal["taximeter.usage.v1"] = events.EVENT_TYPE
     subject: Tag | None = None
-    datacontenttype: Literal["application/json"] | None | UnsetType = UNSET
+    datacontenttype: Literal["application/json"] | UnsetType | None = UNSET
 
     @property
     def identity(self) -> tuple[str, str, str]:
