@@ -45,7 +45,7 @@ class Budget(Declared):
 class Message(BaseModel):
     """A message between services. Unknown fields are tolerated, so that a newer sender does not stop an older reader."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, regex_engine="python-re")
 
 
 class BudgetPosition(Message):

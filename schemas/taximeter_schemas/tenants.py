@@ -14,7 +14,7 @@ Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
 class Declared(BaseModel):
     """What operators declare: frozen, and nothing unknown is accepted in silence."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, regex_engine="python-re")
 
 
 class TenantStatus(StrEnum):
