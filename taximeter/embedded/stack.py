@@ -1,0 +1,234 @@
+"""The embedded stack: broker, ClickHouse in process, Stripe double, simulated model server and every Taximeter service.
+
+One object starts them in order, waits until each says it is ready, restarts a service that crashes, and stops them in
+reverse. All data lies in one folder. The broker keeps its log in memory, so the stack drains before it stops, gives
+each life of the log a name of its own, and refuses to go on when the broker itself dies.
+"""
+
+import json
+import secrets
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from taximeter.embedded.broker import EmbeddedBroker
+from taximeter.embedded.ports import free_port
+from taximeter.embedded.processes import ChildProcess
+from taximeter.embedded.services import SERVICES, Service
+
+READY_SECONDS_MAX = 120.0
+RESTARTS_MAX = 20
+PARTITIONS = 4
+
+Report = Callable[[str], None]
+
+
+class StackError(RuntimeError):
+    """A part of the embedded stack did not start, or ended and could not be restarted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the parts of a running stack listen."""
+
+    kafka: str
+    clickhouse_url: str
+    stripe_url: str
+    urls: dict[str, str]
+
+
+@dataclass
+class Stack:
+    """The embedded stack in `data_dir`. `random_ports` lets several stacks run beside each other, as tests do."""
+
+    data_dir: Path
+    random_ports: bool = False
+    kafka: str | None = None
+    """Bootstrap servers of a Kafka that runs already; None starts the embedded broker."""
+    environment: dict[str, str] = field(default_factory=dict)
+    report: Report = lambda _text: None
+    children: dict[str, ChildProcess] = field(default_factory=dict)
+    _broker: EmbeddedBroker | None = None
+    service_environment: dict[str, str] = field(default_factory=dict)
+    _addresses: Addresses | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def addresses(self) -> Addresses:
+        """Where the parts listen. Raises StackError before the start."""
+        if self._addresses is None:
+            raise StackError("the stack is not running")
+        return self._addresses
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """The stack's own secrets, made once and kept in data_dir/secrets.json (readable by its owner only)."""
+        path = self.data_dir / "secrets.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made = {
+                "TAXIMETER_SALT_SECRET": secrets.token_hex(32),
+                "TAXIMETER_ADMIN_TOKEN": secrets.token_urlsafe(24),
+                "TAXIMETER_INGEST_TOKEN": secrets.token_urlsafe(24),
+                "TAXIMETER_STRIPE_API_KEY": "sk_test_" + secrets.token_hex(16),
+            }
+            path.touch(mode=0o600)
+            path.write_text(json.dumps(made, indent=2))
+        loaded: dict[str, str] = json.loads(path.read_text())
+        return loaded
+
+    def start(self) -> None:
+        """Start everything and wait until it is ready. Raises StackError with the log's tail when a part does not come up."""
+        self.data_dir = self.data_dir.resolve()
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        kafka = self.kafka or self._start_broker()
+        warehouse, stripe = self._port(8123), self._port(8091)
+        ports = {service.name: self._port(service.port) for service in SERVICES}
+        self._addresses = Addresses(
+            kafka,
+            f"http://default:@127.0.0.1:{warehouse}/taximeter",
+            f"http://127.0.0.1:{stripe}",
+            {name: f"http://127.0.0.1:{port}" for name, port in ports.items()},
+        )
+        common = self.service_environment = self._environment(ports)
+        face = [
+            "-m",
+            "taximeter.embedded.clickhouse_face",
+            "--path",
+            str(self.data_dir / "clickhouse"),
+            "--port",
+            str(warehouse),
+        ]
+        self._spawn("clickhouse", face, common)
+        double = [
+            "-m",
+            "taximeter_billing.payments.double",
+            "--data",
+            str(self.data_dir / "stripe.db"),
+            "--port",
+            str(stripe),
+        ]
+        self._spawn("stripe", double, common)
+        self._await("clickhouse", f"http://127.0.0.1:{warehouse}/ping")
+        self._prepare()
+        for service in SERVICES:
+            self._spawn(service.name, [service.module], common)
+        for service in SERVICES:
+            self._await(service.name, self.addresses.urls[service.name] + service.ready_path)
+
+    def stop(self) -> None:
+        """Stop everything: those that emit first, then those that read, the warehouse and the broker last."""
+        order = ["gateway", "ingest", "upstream", "meter", "budgets", "alerts", "billing", "stripe", "clickhouse"]
+        for name in order:
+            if name in self.children:
+                self.children[name].stop()
+        if self._broker is not None:
+            self._broker.stop()
+            self._broker = None
+        self._addresses = None
+
+    def supervise(self) -> None:
+        """Restart services that have crashed; call it now and then. Raises StackError when one keeps crashing."""
+        if self._broker is not None and not self._broker.running:
+            raise StackError(
+                "the embedded broker has ended; it keeps its log in memory, so the stack must be started anew"
+            )
+        for child in self.children.values():
+            if child.running:
+                continue
+            if child.restarts >= RESTARTS_MAX:
+                raise StackError(f"{child.name} keeps ending (exit status {child.exit_status}):\n{child.log_tail()}")
+            child.restarts += 1
+            self.report(f"{child.name} ended with status {child.exit_status}; started again")
+            child.start()
+
+    def wait_ready(self, service: Service) -> None:
+        """Wait until a (restarted) service says that it is ready."""
+        self._await(service.name, self.addresses.urls[service.name] + service.ready_path)
+
+    def _port(self, fixed: int) -> int:
+        return free_port() if self.random_ports else fixed
+
+    def _start_broker(self) -> str:
+        self._broker = EmbeddedBroker(self.data_dir / "broker", free_port() if self.random_ports else 9092)
+        self._broker.start()
+        self.report("broker is ready")
+        return self._broker.bootstrap_servers
+
+    def _environment(self, ports: dict[str, int]) -> dict[str, str]:
+        addresses = self.addresses
+        return {
+            "TAXIMETER_KAFKA_BOOTSTRAP_SERVERS": addresses.kafka,
+            "TAXIMETER_KAFKA_PARTITIONS": str(PARTITIONS),
+            "TAXIMETER_KAFKA_REBALANCE_TIMEOUT_SECONDS": "3" if self._broker else "10",
+            "TAXIMETER_CLICKHOUSE_URL": addresses.clickhouse_url,
+            "TAXIMETER_DATABASE_URL": f"sqlite:///{self.data_dir / 'billing.db'}",
+            "TAXIMETER_STATE_DIR": str(self.data_dir / "state"),
+            "TAXIMETER_STRIPE_URL": addresses.stripe_url,
+            "TAXIMETER_UPSTREAM_URL": addresses.urls["upstream"],
+            "TAXIMETER_GATEWAY_ID": "gateway-1",
+            **self.secrets,
+            **{service.port_variable: str(ports[service.name]) for service in SERVICES},
+            **self.environment,
+        }
+
+    def _spawn(self, name: str, arguments: list[str], environment: dict[str, str]) -> None:
+        child = ChildProcess(
+            name,
+            [sys.executable, "-m", "taximeter.embedded.tethered", *arguments],
+            environment,
+            self.data_dir / "logs" / f"{name}.log",
+        )
+        self.children[name] = child
+        child.start()
+
+    def _prepare(self) -> None:
+        """Topics and tables, before anything reads or writes them."""
+        from taximeter_producers.topics import ensure_topics
+
+        from taximeter_sql import connect, migrate
+
+        ensure_topics(self.addresses.kafka, PARTITIONS, 1)
+        client = connect(self.addresses.clickhouse_url)
+        try:
+            migrate(client)
+        finally:
+            client.close()
+
+    def _await(self, name: str, url: str) -> None:
+        child = self.children[name]
+        deadline = time.monotonic() + READY_SECONDS_MAX
+        while not answers(url):
+            if not child.running:
+                raise StackError(f"{name} ended at start (exit status {child.exit_status}):\n{child.log_tail()}")
+            if time.monotonic() > deadline:
+                raise StackError(f"{name} is not ready after {READY_SECONDS_MAX:.0f} s ({url}):\n{child.log_tail()}")
+            time.sleep(0.1)
+        self.report(f"{name} is ready")
+
+
+def answers(url: str) -> bool:
+    """Whether a GET of the URL is answered with 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
