@@ -29,11 +29,7 @@ class WireError(SchemaError):
         self.malformed = malformed
 
 
-class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    pass
-
-
-class CacheRead(_Struct):
+class CacheRead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """See events.CacheRead."""
 
     gpu: TokenCount = 0
@@ -42,14 +38,14 @@ class CacheRead(_Struct):
     provider: TokenCount = 0
 
 
-class CacheWrite(_Struct):
+class CacheWrite(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """See events.CacheWrite."""
 
     five_minutes: TokenCount = msgspec.field(default=0, name="5m")
     one_hour: TokenCount = msgspec.field(default=0, name="1h")
 
 
-class Tokens(_Struct):
+class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """See events.Tokens."""
 
     uncached_input: TokenCount = 0
@@ -60,7 +56,7 @@ class Tokens(_Struct):
     total: Annotated[int, Meta(ge=0, le=8 * events.TOKENS_MAX)] | None = None
 
 
-class Cache(_Struct):
+class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """See events.Cache."""
 
     pool: Tag | None = None
@@ -70,7 +66,7 @@ class Cache(_Struct):
     attribution: events.Attribution = events.Attribution.NONE
 
 
-class Timing(_Struct):
+class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """See events.Timing."""
 
     queue_ms: Milliseconds | None = None
@@ -78,7 +74,7 @@ class Timing(_Struct):
     total_ms: Milliseconds | None = None
 
 
-class Worker(_Struct):
+class Worker(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """See events.Worker."""
 
     id: Identifier
@@ -86,7 +82,7 @@ class Worker(_Struct):
     gpu_seconds: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0
 
 
-class UsageData(_Struct):
+class UsageData(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """See events.UsageData."""
 
     tenant: Tag

@@ -1,0 +1,38 @@
+"""Creates Taximeter's topics on a broker. Running it again changes nothing."""
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from taximeter_producers.errors import TopicsError
+from taximeter_schemas import TOPICS, Topic
+
+CREATE_SECONDS_MAX = 30.0
+
+
+def ensure_topics(
+    bootstrap_servers: str, partitions: int, replication: int, topics: tuple[Topic, ...] = TOPICS
+) -> list[str]:
+    """Create the topics that do not exist and return their names. Raises TopicsError when one cannot be created,
+
+    or exists with another number of partitions: spend, leases and budgets must agree on where a tenant lives.
+    """
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    wanted = [NewTopic(topic.name, partitions, replication, config=topic.config) for topic in topics]
+    created = []
+    for name, future in admin.create_topics(wanted, operation_timeout=CREATE_SECONDS_MAX).items():
+        try:
+            future.result(CREATE_SECONDS_MAX)
+            created.append(name)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise TopicsError(f"topic {name} cannot be created: {error}") from error
+    _check_partitions(admin, topics, partitions)
+    return created
+
+
+def _check_partitions(admin: AdminClient, topics: tuple[Topic, ...], partitions: int) -> None:
+    metadata = admin.list_topics(timeout=CREATE_SECONDS_MAX)
+    for topic in topics:
+        found = len(metadata.topics[topic.name].partitions) if topic.name in metadata.topics else 0
+        if found and found != partitions:
+            raise TopicsError(f"topic {topic.name} has {found} partitions, the settings say {partitions}")

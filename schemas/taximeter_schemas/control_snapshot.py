@@ -1,0 +1,72 @@
+"""What operators have declared, as an immutable snapshot folded from the records of control.v1. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, TypeVar
+
+from taximeter_schemas.budgets import Budget
+from taximeter_schemas.control import ControlKind, ControlRecord
+from taximeter_schemas.rate_cards import RateCard, card_at
+from taximeter_schemas.tenants import AlertEndpoint, ApiKey, CachePool, Tenant
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSnapshot:
+    """Everything declared, as of the last record applied. Reading it needs no lock: a change is a new snapshot."""
+
+    tenants: Mapping[str, Tenant] = field(default_factory=dict)
+    api_keys: Mapping[str, ApiKey] = field(default_factory=dict)
+    rate_cards: Mapping[str, tuple[RateCard, ...]] = field(default_factory=dict)
+    budgets: Mapping[str, tuple[Budget, ...]] = field(default_factory=dict)
+    cache_pools: Mapping[str, CachePool] = field(default_factory=dict)
+    cache_policies: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    alert_endpoints: Mapping[str, AlertEndpoint] = field(default_factory=dict)
+
+    def apply(self, record: ControlRecord) -> "ControlSnapshot":
+        """The snapshot after one more record. A record without a body deletes. Applying it twice changes nothing."""
+        kind, key, body = record.kind, record.id, record.body
+        match kind:
+            case ControlKind.TENANT:
+                return replace(self, tenants=_with(self.tenants, key, Tenant.model_validate(body) if body else None))
+            case ControlKind.API_KEY:
+                return replace(self, api_keys=_with(self.api_keys, key, ApiKey.model_validate(body) if body else None))
+            case ControlKind.CACHE_POOL:
+                return replace(
+                    self, cache_pools=_with(self.cache_pools, key, CachePool.model_validate(body) if body else None)
+                )
+            case ControlKind.CACHE_POLICY:
+                return replace(self, cache_policies=_with(self.cache_policies, key, body))
+            case ControlKind.ALERT_ENDPOINT:
+                endpoint = AlertEndpoint.model_validate(body) if body else None
+                return replace(self, alert_endpoints=_with(self.alert_endpoints, key, endpoint))
+            case ControlKind.RATE_CARD:
+                return replace(self, rate_cards=self._rate_cards_with(key, body))
+            case ControlKind.BUDGET:
+                return replace(self, budgets=self._budgets_with(key, body))
+
+    def card_for(self, tenant_id: str, moment: datetime) -> RateCard | None:
+        """The version of the tenant's rate card that holds at that moment; None when there is none."""
+        tenant = self.tenants.get(tenant_id)
+        return card_at(list(self.rate_cards.get(tenant.rate_card, ())), tenant.rate_card, moment) if tenant else None
+
+    def _rate_cards_with(self, name: str, body: dict[str, Any] | None) -> Mapping[str, tuple[RateCard, ...]]:
+        card_id = name.rpartition("@")[0]
+        others = tuple(card for card in self.rate_cards.get(card_id, ()) if card.name != name)
+        cards = (*others, RateCard.model_validate(body)) if body else others
+        return _with(self.rate_cards, card_id, cards)
+
+    def _budgets_with(self, key: str, body: dict[str, Any] | None) -> Mapping[str, tuple[Budget, ...]]:
+        # A tombstone does not name the tenant, so the old budget is looked for everywhere.
+        kept = {tenant: tuple(b for b in budgets if b.id != key) for tenant, budgets in self.budgets.items()}
+        if body:
+            budget = Budget.model_validate(body)
+            kept[budget.tenant] = (*kept.get(budget.tenant, ()), budget)
+        return {tenant: budgets for tenant, budgets in kept.items() if budgets}
+
+
+def _with(mapping: Mapping[str, T], key: str, value: T | None) -> Mapping[str, T]:
+    rest = {name: held for name, held in mapping.items() if name != key}
+    return {**rest, key: value} if value else rest
