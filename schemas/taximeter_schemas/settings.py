@@ -10,8 +10,14 @@ class LogSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TAXIMETER_", frozen=True, extra="ignore")
 
     kafka_bootstrap_servers: str = Field("127.0.0.1:9092", description="Kafka brokers, comma-separated host:port")
+    log_id: str = Field(
+        "kafka", description="Names the log; change it when offsets begin anew (a new or emptied Kafka)"
+    )
     kafka_partitions: int = Field(4, ge=1, le=10_000, description="Partitions of each topic that Taximeter creates")
     kafka_replication: int = Field(1, ge=1, le=9, description="Replicas of each topic that Taximeter creates")
+    kafka_rebalance_timeout_seconds: int = Field(
+        30, ge=1, le=600, description="How long a consumer group waits for its members"
+    )
 
 
 class WarehouseSettings(BaseSettings):

@@ -25,11 +25,13 @@ class SpendEntry(Message):
 class SpendRecord(Message):
     """One tenant's share of one batch, a contiguous offset range of one partition of usage.events.v1.
 
-    The range identifies the record: a reader that has seen `last_offset` of that partition for the tenant ignores it.
+    Log, partition and range identify the record: a reader that has seen `last_offset` of that partition ignores it. `log_id`
+    names the life of the log, for offsets begin anew when a log that is kept in memory does.
     """
 
     tenant: Tag
     currency: str
+    log_id: str = ""
     partition: Annotated[int, Field(ge=0)]
     first_offset: Annotated[int, Field(ge=0)]
     last_offset: Annotated[int, Field(ge=0)]

@@ -1,0 +1,5 @@
+-- Is every message there once? For each partition of a log: rows, distinct offsets, and the span they should fill.
+SELECT log_id, partition, count() AS rows, uniqExact(offset) AS offsets, min(offset) AS first, max(offset) AS last
+FROM usage_log
+GROUP BY log_id, partition
+ORDER BY log_id, partition
