@@ -78,13 +78,17 @@ class BudgetState(Message):
 
 
 class LeaseRequest(Message):
-    """A gateway asks for a slice of each named budget (budget id to pico-units). All are granted in part, or none."""
+    """A gateway asks for a slice of each named budget (budget id to pico-units). All are granted in part, or none.
+
+    `needed_pico` is the least that is of use now (all of it where absent): what is asked beyond is cut near the limit.
+    """
 
     kind: Literal["request"] = "request"
     lease_id: Identifier
     gateway: Identifier
     tenant: Tag
     amounts_pico: dict[str, AmountPico]
+    needed_pico: dict[str, AmountPico] = Field(default_factory=dict)
     requested_at: AwareDatetime
 
 

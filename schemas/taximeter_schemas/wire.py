@@ -22,11 +22,16 @@ Milliseconds = Annotated[float, Meta(ge=0, le=86_400_000)]
 
 
 class WireError(SchemaError):
-    """The bytes are not JSON, or not a usage event. `malformed` says which."""
+    """The bytes are not JSON (malformed), break a constraint (invalid), or contradict themselves (inconsistent)."""
 
-    def __init__(self, detail: str, *, malformed: bool) -> None:
+    def __init__(self, detail: str, kind: Literal["malformed", "invalid", "inconsistent"]) -> None:
         super().__init__(detail)
-        self.malformed = malformed
+        self.kind = kind
+
+    @property
+    def malformed(self) -> bool:
+        """Whether the bytes are not JSON at all."""
+        return self.kind == "malformed"
 
 
 class CacheRead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -133,11 +138,11 @@ def decode(payload: bytes) -> UsageEvent:
     try:
         event = _DECODER.decode(payload)
     except msgspec.ValidationError as error:
-        raise WireError(str(error), malformed=False) from None
+        raise WireError(str(error), "invalid") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(str(error), malformed=True) from None
+        raise WireError(str(error), "malformed") from None
     if (problem := events.inconsistency(event)) is not None:
-        raise WireError(problem, malformed=False)
+        raise WireError(problem, "inconsistent")
     return event
 
 

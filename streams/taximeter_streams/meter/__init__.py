@@ -1,0 +1,1 @@
+"""The meter: usage events from Kafka into ClickHouse, exactly once, rated; spend to the budgets."""

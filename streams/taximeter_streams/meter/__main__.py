@@ -1,0 +1,42 @@
+"""`python -m taximeter_streams.meter`: one meter worker, until SIGTERM."""
+
+import signal
+
+from taximeter_producers.control import ControlFollower
+from taximeter_producers.health import HealthServer
+from taximeter_producers.logs import configure_logging
+from taximeter_producers.topics import ensure_topics
+from taximeter_sql import connect, migrate
+from taximeter_streams.meter.dedupe import RocksIndex
+from taximeter_streams.meter.publishing import Publisher
+from taximeter_streams.meter.service import Meter
+from taximeter_streams.meter.settings import MeterSettings
+from taximeter_streams.meter.warehouse import Warehouse
+
+
+def main() -> None:
+    """Build the worker from the environment and run it."""
+    configure_logging("meter")
+    settings = MeterSettings()
+    ensure_topics(settings.kafka_bootstrap_servers, settings.kafka_partitions, settings.kafka_replication)
+    client = connect(settings.clickhouse_url)
+    migrate(client)
+    index = RocksIndex(settings.state_dir / "meter" / "index")
+    control = ControlFollower(settings.kafka_bootstrap_servers)
+    control.start()
+    meter = Meter(
+        settings, Warehouse(client, settings.log_id), index, Publisher(settings.kafka_bootstrap_servers), control
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: meter.stop())
+    with HealthServer(settings.host, settings.meter_port, meter.ready):
+        try:
+            meter.run()
+        finally:
+            control.stop()
+            index.close()
+            client.close()
+
+
+if __name__ == "__main__":
+    main()

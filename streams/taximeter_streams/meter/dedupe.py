@@ -1,0 +1,110 @@
+"""The dedupe index: which identities have been counted, with which body, at which offset.
+
+The warehouse is the truth and the index a copy beside the worker: it is marked only after the insert has succeeded, and what
+it lacks is read from the warehouse when a partition arrives. Entries live for 35 days, the greatest age of an event that is
+accepted, so memory and disk stay bounded.
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Protocol
+
+from rocksdict import AccessType, Options, Rdict, WriteBatch
+
+from taximeter_schemas.rejections import EVENT_AGE_SECONDS_MAX
+
+_ENTRY = struct.Struct(">16s8sq")
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """An identity that was counted: its body's hash, and where its message stands."""
+
+    body: bytes
+    log: bytes
+    offset: int
+
+
+def log_mark(log_id: str) -> bytes:
+    """Eight bytes that name a log: an offset means something only within one."""
+    return blake2b(log_id.encode(), digest_size=8).digest()
+
+
+class DedupeIndex(Protocol):
+    """Where the counted identities are kept. A port with two implementations, which one contract suite drives."""
+
+    def find(self, identities: Sequence[bytes]) -> list[Counted | None]:
+        """What is known of each identity, in order."""
+        ...
+
+    def mark(self, partition_key: str, last_offset: int, counted: Iterable[tuple[bytes, Counted]]) -> None:
+        """Remember identities, and that the partition is known up to that offset; all or nothing."""
+        ...
+
+    def known_to(self, partition_key: str) -> int | None:
+        """The offset up to which the partition is known, or None when nothing is."""
+        ...
+
+    def close(self) -> None:
+        """Release it."""
+        ...
+
+
+class MemoryIndex:
+    """The in-memory twin, for tests and short runs."""
+
+    def __init__(self) -> None:
+        self._counted: dict[bytes, Counted] = {}
+        self._known: dict[str, int] = {}
+
+    def find(self, identities: Sequence[bytes]) -> list[Counted | None]:
+        """See DedupeIndex."""
+        return [self._counted.get(identity) for identity in identities]
+
+    def mark(self, partition_key: str, last_offset: int, counted: Iterable[tuple[bytes, Counted]]) -> None:
+        """See DedupeIndex."""
+        self._counted.update(counted)
+        self._known[partition_key] = last_offset
+
+    def known_to(self, partition_key: str) -> int | None:
+        """See DedupeIndex."""
+        return self._known.get(partition_key)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class RocksIndex:
+    """The index on disk (RocksDB), in one folder that one process holds at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        options = Options(raw_mode=True)
+        options.create_if_missing(True)
+        # Expired entries fall out when files are compacted; the answer never depends on when.
+        self._db = Rdict(str(folder), options, access_type=AccessType.with_ttl(EVENT_AGE_SECONDS_MAX + 2 * 86_400))
+
+    def find(self, identities: Sequence[bytes]) -> list[Counted | None]:
+        """See DedupeIndex."""
+        values = self._db.get([b"i" + identity for identity in identities]) if identities else []
+        return [None if value is None else Counted(*_ENTRY.unpack(value)) for value in values]
+
+    def mark(self, partition_key: str, last_offset: int, counted: Iterable[tuple[bytes, Counted]]) -> None:
+        """See DedupeIndex."""
+        batch = WriteBatch(raw_mode=True)
+        for identity, entry in counted:
+            batch.put(b"i" + identity, _ENTRY.pack(entry.body, entry.log, entry.offset))
+        batch.put(b"p" + partition_key.encode(), last_offset.to_bytes(8, "big"))
+        self._db.write(batch)
+
+    def known_to(self, partition_key: str) -> int | None:
+        """See DedupeIndex."""
+        value = self._db.get(b"p" + partition_key.encode())
+        return None if value is None else int.from_bytes(value, "big")
+
+    def close(self) -> None:
+        """Flush and release the folder."""
+        self._db.close()

@@ -1,0 +1,141 @@
+"""Folds a batch of messages into the columns of usage_log, one row a message, and into what else must be sent. Pure.
+
+Everything is decided from the arguments: the messages, what is declared, what was counted before. Columns are built as whole
+lists, one comprehension each, because a row object per event would cost more than decoding it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from taximeter_schemas import wire
+from taximeter_schemas.control_snapshot import ControlSnapshot
+from taximeter_schemas.rate_cards import Price, RateCard
+from taximeter_schemas.rating import Rated, Unrated, find_price, rate_with
+from taximeter_schemas.rejections import RejectionReason
+from taximeter_streams.meter.dedupe import Counted
+from taximeter_streams.meter.validation import Rejection, examine
+
+ABSENT_IDENTITY = bytes(16)
+_Prices = dict[tuple[Any, ...], Price | None]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+BLANK = wire.UsageEvent(
+    id="-", source="-", time=_EPOCH, data=wire.UsageData(tenant="-", feature="-", model="-", tokens=wire.Tokens())
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message as it came: its offset, when it arrived (ms since the epoch), and its bytes."""
+
+    offset: int
+    arrived_at_ms: int
+    payload: bytes
+
+
+@dataclass(slots=True)
+class Examined:
+    """One message and what became of it."""
+
+    message: Received
+    event: wire.UsageEvent | None = None
+    identity: bytes = ABSENT_IDENTITY
+    body: bytes = ABSENT_IDENTITY
+    disposition: str = "rejected"
+    reason: str = ""
+    detail: str = ""
+    list_pico: int = 0
+    metered_pico: int = 0
+    currency: str = ""
+    rate_card: str = ""
+
+
+@dataclass(slots=True)
+class Folded:
+    """A batch, folded: rows in offset order."""
+
+    rows: list[Examined] = field(default_factory=list)
+
+    @property
+    def rejected(self) -> list[Examined]:
+        """The rows to publish to usage.rejected.v1."""
+        return [row for row in self.rows if row.disposition == "rejected"]
+
+    def counted(self, log: bytes) -> list[tuple[bytes, Counted]]:
+        """The identities to mark once the insert has succeeded."""
+        return [
+            (row.identity, Counted(row.body, log, row.message.offset))
+            for row in self.rows
+            if row.disposition in {"rated", "unrated"}
+        ]
+
+
+def examine_all(messages: Sequence[Received], snapshot: ControlSnapshot) -> list[Examined]:
+    """Decode and validate each message; identities and bodies are hashed for what could be decoded."""
+    rows = []
+    tenants = snapshot.tenants
+    for message in messages:
+        event, rejection = examine(message.payload, message.arrived_at_ms, tenants)
+        row = Examined(message, event)
+        if event is not None:
+            row.identity = wire.identity_hash(event)
+            row.body = wire.body_hash(event)
+        if rejection is not None:
+            _reject(row, rejection)
+        else:
+            row.disposition = "accepted"
+        rows.append(row)
+    return rows
+
+
+def fold(rows: list[Examined], known: Mapping[bytes, Counted], log: bytes, snapshot: ControlSnapshot) -> Folded:
+    """Decide each examined row: duplicate, conflict, rated or unrated. `known` holds what was counted before this batch.
+
+    An identity that was counted at this very offset of this log is the row itself, read again.
+    """
+    seen: dict[bytes, bytes] = {}
+    prices: _Prices = {}
+    for row in rows:
+        if row.disposition != "accepted" or row.event is None:
+            continue
+        before = known.get(row.identity)
+        itself = before is not None and before.log == log and before.offset == row.message.offset
+        counted_body = None if before is None or itself else before.body
+        counted_body = counted_body or seen.get(row.identity)
+        if counted_body is None:
+            seen[row.identity] = row.body
+            _rate(row, row.event, snapshot, prices)
+        elif counted_body == row.body:
+            row.disposition = "duplicate"
+        else:
+            _reject(
+                row,
+                Rejection(RejectionReason.CONFLICT, "the same tenant, source and id were counted with another body"),
+            )
+    return Folded(rows)
+
+
+def _reject(row: Examined, rejection: Rejection) -> None:
+    row.disposition, row.reason, row.detail = "rejected", str(rejection.reason), rejection.detail
+
+
+def _rate(row: Examined, event: wire.UsageEvent, snapshot: ControlSnapshot, prices: _Prices) -> None:
+    data = event.data
+    card = snapshot.card_for(data.tenant, event.time)
+    result = Unrated("no_rate_card") if card is None else _rate_under(card, data, prices)
+    if isinstance(result, Unrated):
+        row.disposition, row.reason = "unrated", result.reason
+        return
+    row.disposition = "rated"
+    row.list_pico, row.metered_pico = result.list_pico, result.metered_pico
+    row.currency, row.rate_card = result.currency, result.rate_card
+
+
+def _rate_under(card: RateCard, data: wire.UsageData, prices: _Prices) -> Rated | Unrated:
+    # Looking a price up is linear in the card, and within a batch the same few tags repeat.
+    key = (card.name, data.model, data.adapter, data.feature, data.operation, data.service_tier)
+    if key not in prices:
+        prices[key] = find_price(card, data)
+    price = prices[key]
+    return Unrated("unknown_model") if price is None else rate_with(price, card, data.tokens)

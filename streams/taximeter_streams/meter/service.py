@@ -1,0 +1,281 @@
+"""One meter worker: takes batches from Kafka, writes each exactly once, tells budgets, then commits.
+
+The warehouse is the offset store. On assignment the worker asks it for the partition's last batch, writes that batch again
+under its token (a no-op, or the repair of a rollup that a crash cut off), sends its spend again and goes on behind it.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any
+
+from clickhouse_connect.driver.exceptions import ClickHouseError
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+
+from taximeter_producers.control import ControlFollower
+from taximeter_schemas.topics import USAGE_EVENTS
+from taximeter_streams.meter import metrics
+from taximeter_streams.meter.columns import Column, build_columns
+from taximeter_streams.meter.dedupe import DedupeIndex, log_mark
+from taximeter_streams.meter.folding import Folded, Received, examine_all, fold
+from taximeter_streams.meter.publishing import Publisher, PublishError
+from taximeter_streams.meter.settings import MeterSettings
+from taximeter_streams.meter.spending import spend_records
+from taximeter_streams.meter.warehouse import Warehouse
+
+RETRY_SECONDS_MIN = 0.2
+RETRY_SECONDS_MAX = 10.0
+_TRANSIENT = (ClickHouseError, OSError, PublishError, KafkaException)
+_log = logging.getLogger(__name__)
+
+
+class LostPartitionError(RuntimeError):
+    """The partition went to another worker, or the worker is stopping, while a step was being repeated."""
+
+
+class Meter:
+    """The loop. `ready` and `state` are read by the health server's thread."""
+
+    def __init__(
+        self,
+        settings: MeterSettings,
+        warehouse: Warehouse,
+        index: DedupeIndex,
+        publisher: Publisher,
+        control: ControlFollower,
+    ) -> None:
+        self._settings = settings
+        self._warehouse = warehouse
+        self._index = index
+        self._publisher = publisher
+        self._control = control
+        self._log_mark = log_mark(settings.log_id)
+        self._next_offset: dict[int, int] = {}
+        self._stopping = threading.Event()
+        self._polled_at = time.monotonic()
+        self._assigned = False
+        self._trouble: str | None = None
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": settings.kafka_bootstrap_servers,
+                "group.id": settings.meter_group,
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "session.timeout.ms": settings.meter_session_timeout_ms,
+                "heartbeat.interval.ms": max(500, settings.meter_session_timeout_ms // 5),
+                "max.poll.interval.ms": max(300_000, settings.meter_session_timeout_ms),
+                "queued.max.messages.kbytes": settings.meter_queue_kbytes_max,
+                "fetch.wait.max.ms": 50,
+                "allow.auto.create.topics": False,
+            }
+        )
+
+    def ready(self) -> tuple[bool, dict[str, object]]:
+        """Whether the worker is really working, and where it stands."""
+        silent = time.monotonic() - self._polled_at
+        stuck = silent > self._settings.meter_session_timeout_ms / 1000
+        state: dict[str, object] = {"partitions": sorted(self._next_offset), "seconds_since_poll": round(silent, 1)}
+        if self._trouble:
+            state["trouble"] = self._trouble
+        return self._assigned and not stuck and self._trouble is None, state
+
+    def stop(self) -> None:
+        """Ask the loop to end after the batch in hand. Safe in a signal handler."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Take and write batches until `stop` is called."""
+        self._consumer.subscribe(
+            [USAGE_EVENTS.name], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+        )
+        try:
+            while not self._stopping.is_set():
+                self._take_batches()
+        finally:
+            self._consumer.close()
+
+    def _take_batches(self) -> None:
+        self._polled_at = time.monotonic()
+        messages = self._consumer.consume(self._settings.meter_batch_events_max, self._settings.meter_linger_ms / 1000)
+        self._polled_at = time.monotonic()
+        valid = [message for message in messages if self._takes(message)]
+        valid.sort(key=lambda message: (message.partition(), message.offset()))
+        for partition, group in groupby(valid, key=lambda message: message.partition()):
+            for batch in _months(list(group)):
+                try:
+                    self._write(partition, batch)
+                except LostPartitionError as lost:
+                    _log.warning("batch given up: %s", lost, extra={"partition": partition})
+                    break
+
+    def _takes(self, message: Message) -> bool:
+        error = message.error()
+        if error is not None:
+            _log.warning("consumer: %s", error)
+            return False
+        # A rebalance within the call may have taken the partition away, or moved its position.
+        expected = self._next_offset.get(message.partition())
+        return expected is not None and message.offset() >= expected
+
+    def _write(self, partition: int, batch: list[Received]) -> None:
+        if partition not in self._next_offset or batch[0].offset < self._next_offset[partition]:
+            raise LostPartitionError(f"partition {partition} has moved on")
+        snapshot = self._control.snapshot()
+        rows = examine_all(batch, snapshot)
+        identities = [row.identity for row in rows if row.disposition == "accepted"]
+        known = {
+            identity: found for identity, found in zip(identities, self._index.find(identities), strict=True) if found
+        }
+        folded = fold(rows, known, self._log_mark, snapshot)
+        columns = build_columns(folded, self._settings.log_id, partition)
+        # Rejected messages leave before the insert: after it, a crash would lose the only copy that names the reason.
+        self._repeat("rejected", partition, lambda: self._publisher.send_rejected(folded.rejected, partition))
+        with metrics.INSERT_SECONDS.time():
+            self._repeat("insert", partition, lambda: self._insert(partition, columns))
+        self._index.mark(self._partition_key(partition), batch[-1].offset, folded.counted(self._log_mark))
+        self._next_offset[partition] = batch[-1].offset + 1
+        self._tell_spend(partition, columns)
+        self._commit(partition)
+        self._account(partition, batch, folded)
+
+    def _insert(self, partition: int, columns: list[Column]) -> None:
+        self._check_own(partition)
+        self._warehouse.insert(columns)
+
+    def _check_own(self, partition: int) -> None:
+        """Refuse to write after a pause longer than the session: the partition has another owner by now."""
+        silent = time.monotonic() - self._polled_at
+        if silent * 1000 > self._settings.meter_session_timeout_ms * 0.8:
+            metrics.STALE.inc()
+            self._next_offset.pop(partition, None)
+            self._consumer.unsubscribe()
+            self._consumer.subscribe(
+                [USAGE_EVENTS.name], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+            )
+            raise LostPartitionError(f"paused for {silent:.1f} s, longer than the session allows")
+        if partition not in self._next_offset:
+            raise LostPartitionError(f"partition {partition} was revoked")
+
+    def _tell_spend(self, partition: int, columns: list[Column]) -> None:
+        records = spend_records(dict(columns), datetime.now(UTC))
+        self._repeat("spend", partition, lambda: self._publisher.send_spend(records))
+
+    def _repeat(self, step: str, partition: int, action: Callable[[], None]) -> None:
+        """Do it until it succeeds; meanwhile fetch nothing, keep the group membership, and say so in `ready`."""
+        wait = RETRY_SECONDS_MIN
+        while True:
+            try:
+                action()
+                self._trouble = None
+                return
+            except _TRANSIENT as error:
+                metrics.RETRIES.labels(step).inc()
+                self._trouble = f"partition {partition}, {step}: {error}"
+                _log.warning("%s failed, trying again in %.1f s: %s", step, wait, error, extra={"partition": partition})
+            with self._paused():
+                self._idle(wait)
+            if self._stopping.is_set() or partition not in self._next_offset:
+                raise LostPartitionError(f"partition {partition}: gave up {step}")
+            wait = min(wait * 2, RETRY_SECONDS_MAX)
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        assigned = self._consumer.assignment()
+        if assigned:
+            self._consumer.pause(assigned)
+        try:
+            yield
+        finally:
+            still = self._consumer.assignment()
+            if still:
+                self._consumer.resume(still)
+
+    def _idle(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and not self._stopping.is_set():
+            message = self._consumer.poll(min(left, 0.2))
+            self._polled_at = time.monotonic()
+            if message is not None and message.error() is None and message.partition() in self._next_offset:
+                # Fetched before the pause took effect: go back to it.
+                position = self._next_offset[message.partition()]
+                self._consumer.seek(TopicPartition(USAGE_EVENTS.name, message.partition(), position))
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        for place in partitions:
+            while not self._stopping.is_set():
+                try:
+                    place.offset = self._recover(place.partition)
+                    break
+                except _TRANSIENT as error:
+                    self._trouble = f"partition {place.partition}, recovery: {error}"
+                    _log.warning("recovery failed, trying again: %s", error, extra={"partition": place.partition})
+                    time.sleep(RETRY_SECONDS_MIN)
+            self._next_offset[place.partition] = max(0, place.offset)
+        consumer.assign(partitions)
+        self._trouble = None
+        self._assigned = True
+        self._polled_at = time.monotonic()
+        _log.info("assigned", extra={"partitions": {place.partition: place.offset for place in partitions}})
+
+    def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        for place in partitions:
+            self._next_offset.pop(place.partition, None)
+
+    def _recover(self, partition: int) -> int:
+        """Make the partition whole and return the offset to go on from (the log's beginning when nothing is stored)."""
+        stored = self._warehouse.last_batch(partition)
+        self._rebuild_index(partition, stored.last if stored else None)
+        if stored is None:
+            return 0
+        columns = self._warehouse.batch_columns(partition, stored.first)
+        self._warehouse.insert(columns)
+        self._publisher.send_spend(spend_records(dict(columns), datetime.now(UTC)))
+        return stored.last + 1
+
+    def _rebuild_index(self, partition: int, stored_last: int | None) -> None:
+        key = self._partition_key(partition)
+        known_to = self._index.known_to(key)
+        if known_to is not None and (stored_last is None or known_to >= stored_last):
+            return
+        for chunk in self._warehouse.identities(partition, known_to, datetime.now(UTC)):
+            self._index.mark(f"{key}/rebuilding", 0, chunk)
+        if stored_last is not None:
+            self._index.mark(key, stored_last, [])
+
+    def _partition_key(self, partition: int) -> str:
+        return f"{self._settings.log_id}/{partition}"
+
+    def _commit(self, partition: int) -> None:
+        """Show the lag to Kafka's own tools. Nothing depends on it."""
+        place = TopicPartition(USAGE_EVENTS.name, partition, self._next_offset[partition])
+        try:
+            self._consumer.commit(offsets=[place], asynchronous=True)
+        except KafkaException as error:
+            _log.info("commit: %s", error)
+
+    def _account(self, partition: int, batch: list[Received], folded: Folded) -> None:
+        counts: dict[tuple[str, str], int] = {}
+        for row in folded.rows:
+            counts[(row.disposition, row.reason)] = counts.get((row.disposition, row.reason), 0) + 1
+        for (disposition, reason), count in counts.items():
+            metrics.MESSAGES.labels(disposition, reason).inc(count)
+        metrics.BATCH_MESSAGES.observe(len(batch))
+        metrics.POSITION.labels(partition).set(batch[-1].offset + 1)
+        metrics.LAG_SECONDS.labels(partition).set(max(0.0, time.time() - batch[-1].arrived_at_ms / 1000))
+        outcome: dict[str, Any] = {"/".join(filter(None, key)): count for key, count in counts.items()}
+        _log.info(
+            "batch", extra={"partition": partition, "first": batch[0].offset, "last": batch[-1].offset, **outcome}
+        )
+
+
+def _months(messages: list[Message]) -> Iterator[list[Received]]:
+    """Split messages of one partition where the month of arrival changes: a block must not span two table partitions."""
+    received = [Received(m.offset() or 0, max(0, m.timestamp()[1]), m.value() or b"") for m in messages]
+    for _month, group in groupby(
+        received, key=lambda message: datetime.fromtimestamp(message.arrived_at_ms / 1000, UTC).strftime("%Y%m")
+    ):
+        yield list(group)

@@ -1,0 +1,24 @@
+"""The meter's settings, from TAXIMETER_... variables."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from taximeter_schemas.settings import LogSettings, WarehouseSettings
+
+
+class MeterSettings(LogSettings, WarehouseSettings):
+    """Limits and addresses of one meter worker."""
+
+    host: str = Field("127.0.0.1", description="Address that health and metrics listen on")
+    meter_port: int = Field(8083, description="Port for /healthz, /readyz and /metrics")
+    meter_group: str = Field("taximeter-meter", description="Kafka consumer group")
+    meter_batch_events_max: int = Field(50_000, ge=1, le=500_000, description="Most messages in one batch")
+    meter_linger_ms: int = Field(200, ge=1, le=10_000, description="How long a batch waits to fill")
+    meter_session_timeout_ms: int = Field(
+        10_000, ge=1_000, le=300_000, description="Kafka session; a worker paused longer writes nothing"
+    )
+    meter_queue_kbytes_max: int = Field(
+        65_536, ge=1_024, description="Most kilobytes of messages fetched ahead, which bounds memory"
+    )
+    state_dir: Path = Field(Path("data/state"), description="Folder for state beside the worker (the dedupe index)")

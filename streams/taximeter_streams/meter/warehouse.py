@@ -1,0 +1,77 @@
+"""The meter's side of ClickHouse: inserts a batch under its token, and says what is stored of a partition."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from clickhouse_connect.driver.client import Client
+
+from taximeter_schemas.rejections import EVENT_AGE_SECONDS_MAX
+from taximeter_schemas.topics import USAGE_EVENTS
+from taximeter_sql import query
+from taximeter_streams.meter.dedupe import Counted, log_mark
+
+TABLE = "usage_log"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBatch:
+    """The offsets of the last batch that the warehouse holds of a partition."""
+
+    first: int
+    last: int
+
+
+class Warehouse:
+    """usage_log as the meter sees it. Every method may raise ClickHouseError or OSError; each is safe to repeat."""
+
+    def __init__(self, client: Client, log_id: str) -> None:
+        self._client = client
+        self._log_id = log_id
+
+    def insert(self, columns: Sequence[tuple[str, Sequence[Any]]]) -> None:
+        """Insert one batch as one block. Its token makes a repetition a no-op, in the table and in its rollups."""
+        named = dict(columns)
+        token = f"{self._log_id}/{USAGE_EVENTS.name}/{named['partition'][0]}/{named['batch_first'][0]}-{named['batch_last'][0]}"
+        rows = len(named["offset"])
+        self._client.insert(
+            TABLE,
+            [values for _name, values in columns],
+            column_names=[name for name, _values in columns],
+            column_oriented=True,
+            settings={
+                "insert_deduplication_token": token,
+                "deduplicate_blocks_in_dependent_materialized_views": 1,
+                "insert_deduplicate": 1,
+                "max_insert_block_size": max(1_048_576, rows),
+                "async_insert": 0,
+            },
+        )
+
+    def last_batch(self, partition: int) -> StoredBatch | None:
+        """The last batch stored of the partition, or None when there is none."""
+        parameters = {"log_id": self._log_id, "partition": partition}
+        rows = self._client.query(query("meter_last_batch"), parameters=parameters).result_rows
+        return StoredBatch(int(rows[0][0]), int(rows[0][1])) if rows else None
+
+    def batch_columns(self, partition: int, first: int) -> list[tuple[str, Sequence[Any]]]:
+        """The stored rows of the batch that begins at `first`, column by column."""
+        parameters = {"log_id": self._log_id, "partition": partition, "first": first}
+        result = self._client.query(query("meter_batch_rows"), parameters=parameters)
+        return list(zip(result.column_names, result.result_columns, strict=True))
+
+    def identities(self, partition: int, known_to: int | None, now: datetime) -> Iterator[list[tuple[bytes, Counted]]]:
+        """What the partition has counted and an index that knows it up to `known_to` lacks, in chunks."""
+        parameters = {
+            "partition": partition,
+            "log_id": "" if known_to is None else self._log_id,
+            "after": -1 if known_to is None else known_to,
+            "since": now.astimezone(UTC) - timedelta(seconds=EVENT_AGE_SECONDS_MAX),
+        }
+        formats = {"identity": "bytes", "body": "bytes"}
+        with self._client.query_row_block_stream(
+            query("meter_identities"), parameters=parameters, column_formats=formats
+        ) as blocks:
+            for block in blocks:
+                yield [(identity, Counted(body, log_mark(log_id), offset)) for identity, body, log_id, offset in block]
