@@ -1,0 +1,56 @@
+"""Exact splits of whole pico-units: the shares always add up to the total, and no share is a whole unit off.
+
+`largest_remainder` splits a whole total by whole weights; `round_to_total` rounds fractions that already add up to a
+whole total. These are the only places where a split is rounded. Who gets an odd unit among equals is decided by
+sha256("salt|key"), so neither the order of the keys nor anybody's name decides it, and a replay decides the same.
+"""
+
+from collections.abc import Mapping
+from fractions import Fraction
+from hashlib import sha256
+
+
+def largest_remainder(total: int, weights: Mapping[str, int], salt: str = "") -> dict[str, int]:
+    """Split `total` (any whole unit) in proportion to `weights`; the shares sum to it, each within one unit of exact.
+
+    A negative total mirrors the positive one. Raises ValueError for a negative weight, and when there is a total and
+    nobody to give it to (no weight above 0).
+    """
+    if any(weight < 0 for weight in weights.values()):
+        raise ValueError("a weight of a split is negative")
+    whole = sum(weights.values())
+    if whole == 0:
+        if total:
+            raise ValueError(f"{total} cannot be split: no weight is above 0")
+        return dict.fromkeys(weights, 0)
+    sign = -1 if total < 0 else 1
+    exact = {key: divmod(abs(total) * weight, whole) for key, weight in weights.items()}
+    floors = {key: floor for key, (floor, _) in exact.items()}
+    left = abs(total) - sum(floors.values())
+    order = sorted(exact, key=lambda key: (-exact[key][1], _tie(salt, key), key))
+    return {key: sign * floor for key, floor in _hand_out(floors, order[:left]).items()}
+
+
+def round_to_total(exact: Mapping[str, Fraction], total: int, salt: str = "") -> dict[str, int]:
+    """Round exact shares to whole units that sum to `total`, each within one unit of its exact share.
+
+    Raises ValueError when the shares are too far from the total for that.
+    """
+    floors = {key: share.numerator // share.denominator for key, share in exact.items()}
+    left = total - sum(floors.values())
+    if not 0 <= left <= len(floors):
+        raise ValueError(f"shares that sum to about {sum(floors.values())} cannot be rounded to a total of {total}")
+    order = sorted(floors, key=lambda key: (floors[key] - exact[key], _tie(salt, key), key))
+    return _hand_out(floors, order[:left])
+
+
+def _hand_out(floors: Mapping[str, int], lucky: list[str]) -> dict[str, int]:
+    """One more unit for each of the lucky keys."""
+    shares = dict(floors)
+    for key in lucky:
+        shares[key] += 1
+    return shares
+
+
+def _tie(salt: str, key: str) -> str:
+    return sha256(f"{salt}|{key}".encode()).hexdigest()
