@@ -203,7 +203,6 @@ class Stack:
     def _prepare(self) -> None:
         """Topics and tables, before anything reads or writes them."""
         from taximeter_producers.topics import ensure_topics
-
         from taximeter_sql import connect, migrate
 
         ensure_topics(self.addresses.kafka, PARTITIONS, 1)

@@ -27,9 +27,6 @@ def replay_declarations(tenants: list[str], pools: int) -> dict[str, object]:
                 ],
             }
         ],
-        "cache_pools": [
-            {"id": f"replay-pool-{pool + 1}", "tenants": [tenant for index, tenant in enumerate(tenants) if index % pools == pool]}
-            for pool in range(pools)
-        ],
+        "cache_pools": [{"id": f"replay-pool-{pool + 1}", "tenants": tenants[pool::pools]} for pool in range(pools)],
         "tenants": [{"id": tenant, "name": tenant, "rate_card": "replay"} for tenant in tenants],
     }

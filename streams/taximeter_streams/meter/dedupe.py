@@ -89,7 +89,9 @@ class RocksIndex:
 
     def find(self, identities: Sequence[bytes]) -> list[Counted | None]:
         """See DedupeIndex."""
-        values = self._db.get([b"i" + identity for identity in identities]) if identities else []
+        values: list[bytes | None] = (
+            self._db.get([b"i" + identity for identity in identities]) if identities else []  # type: ignore[assignment]
+        )
         return [None if value is None else Counted(*_ENTRY.unpack(value)) for value in values]
 
     def mark(self, partition_key: str, last_offset: int, counted: Iterable[tuple[bytes, Counted]]) -> None:

@@ -98,13 +98,18 @@ class Meter:
         finally:
             self._consumer.close()
 
+    def _subscribe(self) -> None:
+        self._consumer.subscribe(
+            [USAGE_EVENTS.name], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+        )
+
     def _take_batches(self) -> None:
         self._polled_at = time.monotonic()
         messages = self._consumer.consume(self._settings.meter_batch_events_max, self._settings.meter_linger_ms / 1000)
         self._polled_at = time.monotonic()
         valid = [message for message in messages if self._takes(message)]
-        valid.sort(key=lambda message: (message.partition(), message.offset()))
-        for partition, group in groupby(valid, key=lambda message: message.partition()):
+        valid.sort(key=lambda message: (_partition(message), _offset(message)))
+        for partition, group in groupby(valid, key=_partition):
             for batch in _months(list(group)):
                 try:
                     self._write(partition, batch)
@@ -118,8 +123,8 @@ class Meter:
             _log.warning("consumer: %s", error)
             return False
         # A rebalance within the call may have taken the partition away, or moved its position.
-        expected = self._next_offset.get(message.partition())
-        return expected is not None and message.offset() >= expected
+        expected = self._next_offset.get(_partition(message))
+        return expected is not None and _offset(message) >= expected
 
     def _write(self, partition: int, batch: list[Received]) -> None:
         if partition not in self._next_offset or batch[0].offset < self._next_offset[partition]:
@@ -153,9 +158,7 @@ class Meter:
             metrics.STALE.inc()
             self._next_offset.pop(partition, None)
             self._consumer.unsubscribe()
-            self._consumer.subscribe(
-                [USAGE_EVENTS.name], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
-            )
+            self._subscribe()
             raise LostPartitionError(f"paused for {silent:.1f} s, longer than the session allows")
         if partition not in self._next_offset:
             raise LostPartitionError(f"partition {partition} was revoked")
@@ -199,10 +202,10 @@ class Meter:
         while (left := deadline - time.monotonic()) > 0 and not self._stopping.is_set():
             message = self._consumer.poll(min(left, 0.2))
             self._polled_at = time.monotonic()
-            if message is not None and message.error() is None and message.partition() in self._next_offset:
+            if message is not None and message.error() is None and _partition(message) in self._next_offset:
                 # Fetched before the pause took effect: go back to it.
-                position = self._next_offset[message.partition()]
-                self._consumer.seek(TopicPartition(USAGE_EVENTS.name, message.partition(), position))
+                position = self._next_offset[_partition(message)]
+                self._consumer.seek(TopicPartition(USAGE_EVENTS.name, _partition(message), position))
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for place in partitions:
@@ -274,8 +277,19 @@ class Meter:
 
 def _months(messages: list[Message]) -> Iterator[list[Received]]:
     """Split messages of one partition where the month of arrival changes: a block must not span two table partitions."""
-    received = [Received(m.offset() or 0, max(0, m.timestamp()[1]), m.value() or b"") for m in messages]
-    for _month, group in groupby(
-        received, key=lambda message: datetime.fromtimestamp(message.arrived_at_ms / 1000, UTC).strftime("%Y%m")
-    ):
+    received = [Received(_offset(m), max(0, m.timestamp()[1]), m.value() or b"") for m in messages]
+    for _month, group in groupby(received, key=_month_of_arrival):
         yield list(group)
+
+
+def _month_of_arrival(message: Received) -> tuple[int, int]:
+    moment = datetime.fromtimestamp(message.arrived_at_ms / 1000, UTC)
+    return moment.year, moment.month
+
+
+def _partition(message: Message) -> int:
+    return int(message.partition() or 0)
+
+
+def _offset(message: Message) -> int:
+    return int(message.offset() or 0)

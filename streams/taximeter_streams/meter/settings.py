@@ -16,9 +16,7 @@ class MeterSettings(LogSettings, WarehouseSettings):
     meter_batch_events_max: int = Field(50_000, ge=1, le=500_000, description="Most messages in one batch")
     meter_linger_ms: int = Field(200, ge=1, le=10_000, description="How long a batch waits to fill")
     meter_session_timeout_ms: int = Field(
-        10_000, ge=1_000, le=300_000, description="Kafka session; a worker paused longer writes nothing"
+        10_000, ge=1_000, le=300_000, description="A worker paused longer writes nothing"
     )
-    meter_queue_kbytes_max: int = Field(
-        65_536, ge=1_024, description="Most kilobytes of messages fetched ahead, which bounds memory"
-    )
+    meter_queue_kbytes_max: int = Field(65_536, ge=1_024, description="Most kilobytes fetched ahead")
     state_dir: Path = Field(Path("data/state"), description="Folder for state beside the worker (the dedupe index)")

@@ -39,18 +39,15 @@ def spend_records(columns: Mapping[str, Sequence[Any]], rated_at: datetime) -> l
             partition=partition,
             first_offset=first,
             last_offset=last,
-            entries=tuple(
-                SpendEntry(
-                    feature=feature,
-                    model=model,
-                    lease_id=lease or None,
-                    slot_start=slot,
-                    amount_pico=amount,
-                    events=events,
-                )
-                for (feature, model, lease, slot), (amount, events) in sorted(folded[tenant].items())
-            ),
+            entries=tuple(_entry(key, amount, events) for key, (amount, events) in sorted(folded[tenant].items())),
             rated_at=rated_at,
         )
         for tenant in sorted(folded)
     ]
+
+
+def _entry(key: tuple[str, str, str, int], amount_pico: int, events: int) -> SpendEntry:
+    feature, model, lease_id, slot = key
+    return SpendEntry(
+        feature=feature, model=model, lease_id=lease_id or None, slot_start=slot, amount_pico=amount_pico, events=events
+    )

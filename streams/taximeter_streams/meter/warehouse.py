@@ -69,7 +69,7 @@ class Warehouse:
             "after": -1 if known_to is None else known_to,
             "since": now.astimezone(UTC) - timedelta(seconds=EVENT_AGE_SECONDS_MAX),
         }
-        formats = {"identity": "bytes", "body": "bytes"}
+        formats: dict[str, str | dict[str, str]] = {"identity": "bytes", "body": "bytes"}
         with self._client.query_row_block_stream(
             query("meter_identities"), parameters=parameters, column_formats=formats
         ) as blocks:
