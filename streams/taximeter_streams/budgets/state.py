@@ -1,0 +1,75 @@
+"""What the keeper of budgets remembers of one tenant: postings by budget and period, leases, and what it has seen.
+
+All of it is one JSON document, bounded by the number of budgets, the periods kept and `LEASES_MAX`. It changes only
+through `ledger`.
+"""
+
+from datetime import datetime, timedelta
+
+from pydantic import AwareDatetime, Field
+
+from taximeter_schemas.budgets import AmountPico, Message
+from taximeter_schemas.periods import PeriodKind
+
+PERIOD_KEPT = {
+    PeriodKind.HOUR: timedelta(days=2),
+    PeriodKind.DAY: timedelta(days=8),
+    PeriodKind.MONTH: timedelta(days=62),
+}
+"""How long after its end a period still takes late spend and remembers its alerts. Later spend can hold nothing any more."""
+
+
+class Posting(Message):
+    """Spend posted to one budget in one period, and the alerts raised for it ("soft_threshold/8000")."""
+
+    spent_pico: int = 0
+    starts_at: AwareDatetime
+    ends_at: AwareDatetime
+    keep_until: AwareDatetime
+    alerted: tuple[str, ...] = ()
+
+
+class Lease(Message):
+    """A slice of some budgets that a gateway holds. Amounts are in pico-units by budget id.
+
+    It is open until it is closed (`settled_pico` says what its events cost), and over once `expires_at` is reached. A lease
+    that is over is remembered for a while, so that a request that comes twice is not granted twice.
+    """
+
+    gateway: str
+    granted_pico: dict[str, AmountPico]
+    posted_pico: dict[str, int] = Field(default_factory=dict)
+    settled_pico: dict[str, AmountPico] | None = None
+    granted_at: AwareDatetime
+    expires_at: AwareDatetime
+
+    def outstanding_pico(self, budget_id: str, now: datetime) -> int:
+        """What may still arrive as spend under this lease; 0 once it is over."""
+        if self.expires_at <= now:
+            return 0
+        promised = self.granted_pico if self.settled_pico is None else self.settled_pico
+        return max(0, promised.get(budget_id, 0) - self.posted_pico.get(budget_id, 0))
+
+    def holds(self, now: datetime) -> bool:
+        """Whether it stands in the way of other grants: it is open, or closed with events still on their way."""
+        if self.settled_pico is None:
+            return self.expires_at > now
+        return any(self.outstanding_pico(budget_id, now) for budget_id in self.settled_pico)
+
+
+class TenantLedger(Message):
+    """One tenant's state. `seen` holds, for each life of the log and partition of usage events, the last offset posted."""
+
+    tenant: str
+    postings: dict[str, dict[str, Posting]] = Field(default_factory=dict)
+    leases: dict[str, Lease] = Field(default_factory=dict)
+    seen: dict[str, dict[int, int]] = Field(default_factory=dict)
+
+    def spent_pico(self, budget_id: str, period: str) -> int:
+        """Spend posted to that budget in the period of that label."""
+        posting = self.postings.get(budget_id, {}).get(period)
+        return posting.spent_pico if posting else 0
+
+    def leased_pico(self, budget_id: str, now: datetime) -> int:
+        """The sum of what is outstanding. A lease counts in whichever period is running: its spend may land in the next."""
+        return sum(lease.outstanding_pico(budget_id, now) for lease in self.leases.values())
