@@ -32,10 +32,17 @@ def record(*entries: SpendEntry, offset: int = 0, currency: str = "USD", log_id:
     )  # fmt: skip
 
 
-def ask(lease_id: str, *, gateway: str = "g1", needed: dict[str, int] | None = None, **amounts: int) -> LeaseRequest:
+def ask(
+    lease_id: str,
+    *,
+    gateway: str = "g1",
+    needed: dict[str, int] | None = None,
+    at: datetime = NOW,
+    **amounts: int,
+) -> LeaseRequest:
     named = {name.replace("_", "-"): amount for name, amount in amounts.items()}
     return LeaseRequest(
-        lease_id=lease_id, gateway=gateway, tenant="acme", amounts_pico=named, needed_pico=needed or {}, requested_at=NOW
+        lease_id=lease_id, gateway=gateway, tenant="acme", amounts_pico=named, needed_pico=needed or {}, requested_at=at
     )  # fmt: skip
 
 
@@ -61,7 +68,7 @@ def granted(state: TenantLedger, asked: LeaseRequest, rules: Rules = RULES, now:
 
 
 def leased(*, granted_pico: int, now: datetime = NOW, gateway: str = "g1") -> tuple[TenantLedger, LeaseGrant]:
-    return ledger.request(EMPTY, RULES, ask("l1", gateway=gateway, acme_month=granted_pico), now)
+    return ledger.request(EMPTY, RULES, ask("l1", gateway=gateway, at=now, acme_month=granted_pico), now)
 
 
 @pytest.mark.parametrize(
@@ -251,6 +258,10 @@ def test_a_lease_that_is_over_is_not_granted_again() -> None:
     assert granted(closed, ask("l1", acme_month=600)) == {"acme-month": 0}
 
 
+def test_a_request_from_long_ago_is_granted_nothing() -> None:
+    assert granted(EMPTY, ask("l1", acme_month=600), now=NOW + ledger.LEASE_REMEMBERED) == {"acme-month": 0}
+
+
 def test_closing_frees_what_was_not_used_and_waits_for_the_events_of_the_rest() -> None:
     state, _ = leased(granted_pico=600)
     state, _ = ledger.post(state, RULES, record(entry(200, lease_id="l1")), NOW)
@@ -279,7 +290,7 @@ def test_a_lease_held_over_midnight_still_counts() -> None:
     last_second = datetime(2026, 11, 30, 23, 59, 59, tzinfo=UTC)
     state, _ = leased(granted_pico=600, now=last_second)
     december = last_second + 2 * SECOND
-    assert granted(state, ask("l2", gateway="g2", acme_month=1_000), now=december) == {"acme-month": 400}
+    assert granted(state, ask("l2", gateway="g2", at=december, acme_month=1_000), now=december) == {"acme-month": 400}
 
 
 def test_a_limit_change_applies_at_once() -> None:

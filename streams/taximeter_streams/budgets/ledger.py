@@ -108,7 +108,7 @@ def request(state: TenantLedger, rules: Rules, asked: LeaseRequest, now: datetim
     """Grant a slice of every named budget, or nothing. Renews the leases of that gateway.
 
     A request that repeats an open lease gets the same amounts again, with the renewed expiry; one that repeats a lease that
-    is over or closed gets nothing. Nothing is also the answer for a budget that is not (or not yet) declared.
+    is over or closed gets nothing, and so does one older than leases are remembered. Nothing is also the answer for a budget that is not (or not yet) declared.
     """
     state = _renewed(expire(state, now), asked.gateway, now, rules.terms)
     known = state.leases.get(asked.lease_id)
@@ -116,7 +116,8 @@ def request(state: TenantLedger, rules: Rules, asked: LeaseRequest, now: datetim
         is_open = known.settled_pico is None and known.expires_at > now
         amounts = known.granted_pico if is_open else dict.fromkeys(known.granted_pico, 0)
         return state, _grant(asked, amounts, known.granted_at, known.expires_at)
-    amounts = _slices(state, rules, asked, now)
+    is_stale = asked.requested_at + LEASE_REMEMBERED <= now
+    amounts = dict.fromkeys(asked.amounts_pico, 0) if is_stale else _slices(state, rules, asked, now)
     if not any(amounts.values()):
         return state, _grant(asked, amounts, now, now)
     lease = Lease(gateway=asked.gateway, granted_pico=amounts, granted_at=now, expires_at=now + rules.terms.lease_timeout)
