@@ -3,7 +3,9 @@
 SchemaError
 ├── AmountError          an amount cannot be expressed exactly in pico-units
 ├── CurrencyMismatchError  two currencies met in one sum
-└── PeriodError          a billing period label or time zone is not valid
+├── PeriodError          a billing period label or time zone is not valid
+├── CachePolicyError     a cache-savings policy is malformed or would break a promise
+└── CacheUseError        cache uses or their rates are malformed or contradict each other
 """
 
 
@@ -21,3 +23,11 @@ class CurrencyMismatchError(SchemaError, ValueError):
 
 class PeriodError(SchemaError, ValueError):
     """The billing period or time zone is not valid."""
+
+
+class CachePolicyError(SchemaError, ValueError):
+    """The cache-savings policy is malformed, or would break what it promises."""
+
+
+class CacheUseError(SchemaError, ValueError):
+    """Cache uses or their rates are malformed or contradict each other."""

@@ -5,9 +5,13 @@ whole total. These are the only places where a split is rounded. Who gets an odd
 sha256("salt|key"), so neither the order of the keys nor anybody's name decides it, and a replay decides the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from fractions import Fraction
 from hashlib import sha256
+from math import gcd
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def largest_remainder(total: int, weights: Mapping[str, int], salt: str = "") -> dict[str, int]:
@@ -42,6 +46,32 @@ def round_to_total(exact: Mapping[str, Fraction], total: int, salt: str = "") ->
         raise ValueError(f"shares that sum to about {sum(floors.values())} cannot be rounded to a total of {total}")
     order = sorted(floors, key=lambda key: (floors[key] - exact[key], _tie(salt, key), key))
     return _hand_out(floors, order[:left])
+
+
+class ExactSums(Generic[Key]):
+    """Sums of fractions by key, exact. Terms of one denominator are added as whole numbers, so a million terms stay cheap."""
+
+    def __init__(self) -> None:
+        self._terms: dict[Key, dict[int, int]] = {}
+
+    def add(self, key: Key, numerator: int, denominator: int = 1) -> None:
+        """Add numerator / denominator (above 0) to the key's sum."""
+        common = gcd(numerator, denominator)
+        terms = self._terms.setdefault(key, {})
+        reduced = denominator // common
+        terms[reduced] = terms.get(reduced, 0) + numerator // common
+
+    def totals(self) -> dict[Key, Fraction]:
+        """Every key's sum."""
+        return {key: _sum_pairwise(list(terms.items())) for key, terms in self._terms.items()}
+
+
+def _sum_pairwise(terms: list[tuple[int, int]]) -> Fraction:
+    """The sum of numerators over denominators, halves first: the denominators grow only near the end."""
+    if len(terms) <= 2:
+        return sum((Fraction(numerator, denominator) for denominator, numerator in terms), Fraction(0))
+    middle = len(terms) // 2
+    return _sum_pairwise(terms[:middle]) + _sum_pairwise(terms[middle:])
 
 
 def _hand_out(floors: Mapping[str, int], lucky: list[str]) -> dict[str, int]:
