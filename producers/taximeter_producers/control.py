@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 from pydantic import ValidationError
@@ -59,7 +60,7 @@ class ControlFollower:
             self._thread.join(10)
 
     def _follow(self) -> None:
-        consumer = Consumer(self._consumer_config)
+        consumer = Consumer(self._consumer_config, logger=_log)
         try:
             partitions = self._partitions(consumer)
             consumer.assign([TopicPartition(CONTROL.name, partition, 0) for partition in partitions])
@@ -93,16 +94,21 @@ class ControlFollower:
         return []
 
     def _apply(self, message: Message) -> None:
-        value = message.value()
-        if value is None:
-            return
+        key, value = message.key() or b"", message.value()
         try:
-            self._snapshot = self._snapshot.apply(ControlRecord.model_validate_json(value))
+            record = ControlRecord.model_validate_json(value) if value is not None else _tombstone(key)
+            self._snapshot = self._snapshot.apply(record)
         except ValidationError as error:
-            _log.error("a control record is not valid and was ignored: %s", error, extra={"key": str(message.key())})
+            _log.error("a control record is not valid and was ignored: %s", error, extra={"key": repr(key)})
             return
         if self._on_change is not None:
             self._on_change(self._snapshot)
+
+
+def _tombstone(key: bytes) -> ControlRecord:
+    """What a message without a value says: the thing under that key ("kind/id") is deleted. Raises ValidationError."""
+    kind, _, name = key.decode(errors="replace").partition("/")
+    return ControlRecord.model_validate({"kind": kind, "id": name, "body": None, "recorded_at": datetime.now(UTC)})
 
 
 def publish(bootstrap_servers: str, records: Iterable[ControlRecord]) -> int:
@@ -120,14 +126,19 @@ def publish(bootstrap_servers: str, records: Iterable[ControlRecord]) -> int:
             "acks": "all",
             "partitioner": "murmur2_random",
             "message.timeout.ms": int(PUBLISH_SECONDS_MAX * 1000),
-        }
+        },
+        logger=_log,
     )
     count = 0
     for record in records:
         # A deletion keeps its record (with a body of None): compaction keeps the last word on each key.
-        producer.produce(
-            CONTROL.name, record.model_dump_json().encode(), key=record.key.encode(), on_delivery=delivered
-        )
+        payload = record.model_dump_json().encode()
+        while True:
+            try:
+                producer.produce(CONTROL.name, payload, key=record.key.encode(), on_delivery=delivered)
+                break
+            except BufferError:  # the local queue is full; delivery makes room, or its time-out does
+                producer.poll(0.1)
         producer.poll(0)
         count += 1
     unsent = producer.flush(PUBLISH_SECONDS_MAX + 5)

@@ -1,7 +1,9 @@
 """Errors of the producers package.
 
 ProducerError
+├── ProducerIdError        the producer's id cannot name a spool
 ├── InvalidEventError      the event does not follow the schema
+├── UndeliverableError     the broker refuses this event for good
 ├── SpoolError             the disk spool cannot be used
 │   ├── SpoolFullError     the spool has reached its size limit
 │   └── SpoolBusyError     another process holds the spool
@@ -15,8 +17,16 @@ class ProducerError(Exception):
     """Something about producing or following messages failed."""
 
 
+class ProducerIdError(ProducerError, ValueError):
+    """A producer's id is 1 to 64 letters, digits, dots, dashes and underscores: it names the producer's spool."""
+
+
 class InvalidEventError(ProducerError, ValueError):
     """The event does not follow the schema; it was not taken."""
+
+
+class UndeliverableError(ProducerError):
+    """The broker refuses this event for good; it was set aside in the spool's set-aside.jsonl."""
 
 
 class SpoolError(ProducerError, OSError):
@@ -28,7 +38,7 @@ class SpoolFullError(SpoolError):
 
 
 class SpoolBusyError(SpoolError):
-    """Another process holds the spool."""
+    """Another process holds the spool; each process needs a producer id of its own."""
 
 
 class ProducerClosedError(ProducerError):

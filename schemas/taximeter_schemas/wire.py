@@ -149,9 +149,13 @@ def decode(payload: bytes) -> UsageEvent:
 def body_hash(event: UsageEvent) -> bytes:
     """16 bytes over the event's data with every default written out: the same body, however its JSON was spelt.
 
-    The envelope's time is not part of it, so a retry that stamps a new time is a duplicate and not a conflict.
+    The envelope's time and the worker's id and number are not part of it: a retry that stamps a new time, or goes by
+    another producer, is a duplicate and not a conflict. The worker's GPU-seconds are part of it.
     """
-    return blake2b(_ENCODER.encode(event.data), digest_size=16).digest()
+    worker = event.data.worker
+    data = msgspec.structs.replace(event.data, worker=None) if worker else event.data
+    body = (data, worker.gpu_seconds if worker else 0.0)
+    return blake2b(_ENCODER.encode(body), digest_size=16).digest()
 
 
 def identity_hash(event: UsageEvent) -> bytes:

@@ -157,3 +157,12 @@ def test_the_time_is_not_part_of_the_body() -> None:
     first, second = (json.loads(GOOD) | {"time": f"2026-11-24T0{hour}:00:00Z"} for hour in (1, 2))
     hashes = {wire.body_hash(wire.decode(json.dumps(event).encode())) for event in (first, second)}
     assert len(hashes) == 1
+
+
+def test_who_carried_an_event_is_not_part_of_its_body() -> None:
+    workers = [None, {"id": "svc:a", "sequence": 7}, {"id": "svc:b", "sequence": 0}]
+    events = [json.loads(GOOD) | {"data": TAGGED | ({"worker": worker} if worker else {})} for worker in workers]
+    hashes = {wire.body_hash(wire.decode(json.dumps(event).encode())) for event in events}
+    assert len(hashes) == 1
+    measured = json.loads(GOOD) | {"data": TAGGED | {"worker": {"id": "svc:a", "gpu_seconds": 1.5}}}
+    assert wire.body_hash(wire.decode(json.dumps(measured).encode())) not in hashes
