@@ -67,8 +67,7 @@ class WaterfallRule(Defaults):
             raise ValueError(
                 f"provider, beneficiary, warmer and pool must sum to {BPS_WHOLE} basis points, not {whole}"
             )
-        if len(set(self.pool_tenants)) != len(self.pool_tenants):
-            raise ValueError("pool_tenants names a tenant twice")
+        _refuse_named_twice(self.pool_tenants)
         return self
 
 
@@ -149,6 +148,7 @@ class Pool(Published):
     @model_validator(mode="after")
     def _named(self) -> Self:
         _refuse_unnamed_equal(self.weight, self.tenants)
+        _refuse_named_twice(self.tenants)
         return self
 
     @property
@@ -252,3 +252,8 @@ def _refuse_unnamed_equal(weight: PoolWeight, tenants: tuple[str, ...]) -> None:
         )
     if weight != "equal" and tenants:
         raise ValueError("a list of tenants goes with equal shares only")
+
+
+def _refuse_named_twice(tenants: tuple[str, ...]) -> None:
+    if len(set(tenants)) != len(tenants):
+        raise ValueError("the list of tenants names one twice")
