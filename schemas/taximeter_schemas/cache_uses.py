@@ -132,6 +132,9 @@ def read_rates(data: object) -> Mapping[str, SkuRates]:
 def describe(error: ValidationError, faults_max: int = 3) -> str:
     """The first faults of a ValidationError in one line, each with where it is."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
-    told = ["/".join(str(part) for part in fault["loc"]) + ": " + fault["msg"] for fault in faults[:faults_max]]
+    told = [
+        "/".join(str(part) for part in fault["loc"]) + ": " + fault["msg"].removeprefix("Value error, ")
+        for fault in faults[:faults_max]
+    ]
     more = len(faults) - len(told)
     return "; ".join(told) + (f"; and {more} more" if more else "")

@@ -69,7 +69,7 @@ def table(result: SavingsResult) -> Table:
     """The same for people, with what it derives from."""
     shown = Table("tenant", title="Cache savings, in pico-units", title_justify="left")
     for column in ("list", "metered", "charge", "credit", "storage"):
-        shown.add_column(column, justify="right")
+        shown.add_column(column, justify="right", overflow="fold")  # never a cut amount
     for tenant, account in result.by_tenant.items():
         amounts = (
             account.list_pico,
