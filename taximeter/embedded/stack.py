@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,6 +22,7 @@ from taximeter.embedded.broker import EmbeddedBroker
 from taximeter.embedded.ports import free_port
 from taximeter.embedded.processes import ChildProcess
 from taximeter.embedded.services import SERVICES, Service
+from taximeter.embedded.tether import tethered_command
 
 READY_SECONDS_MAX = 120.0
 RESTARTS_MAX = 20
@@ -55,6 +57,7 @@ class Stack:
     report: Report = lambda _text: None
     children: dict[str, ChildProcess] = field(default_factory=dict)
     _broker: EmbeddedBroker | None = None
+    _log_id: str = "kafka"
     service_environment: dict[str, str] = field(default_factory=dict)
     _addresses: Addresses | None = None
 
@@ -170,6 +173,8 @@ class Stack:
     def _start_broker(self) -> str:
         self._broker = EmbeddedBroker(self.data_dir / "broker", free_port() if self.random_ports else 9092)
         self._broker.start()
+        # The broker's memory begins empty, so its offsets mean nothing to the rows of an earlier life.
+        self._log_id = f"embedded-{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self.report("broker is ready")
         return self._broker.bootstrap_servers
 
@@ -178,6 +183,7 @@ class Stack:
         return {
             "TAXIMETER_KAFKA_BOOTSTRAP_SERVERS": addresses.kafka,
             "TAXIMETER_KAFKA_PARTITIONS": str(PARTITIONS),
+            "TAXIMETER_LOG_ID": self._log_id,
             "TAXIMETER_KAFKA_REBALANCE_TIMEOUT_SECONDS": "3" if self._broker else "10",
             "TAXIMETER_CLICKHOUSE_URL": addresses.clickhouse_url,
             "TAXIMETER_DATABASE_URL": f"sqlite:///{self.data_dir / 'billing.db'}",
@@ -191,12 +197,8 @@ class Stack:
         }
 
     def _spawn(self, name: str, arguments: list[str], environment: dict[str, str]) -> None:
-        child = ChildProcess(
-            name,
-            [sys.executable, "-m", "taximeter.embedded.tethered", *arguments],
-            environment,
-            self.data_dir / "logs" / f"{name}.log",
-        )
+        command = tethered_command([sys.executable, "-m", *arguments])
+        child = ChildProcess(name, command, environment, self.data_dir / "logs" / f"{name}.log")
         self.children[name] = child
         child.start()
 

@@ -1,0 +1,80 @@
+"""What a reconciliation finds. Pure values."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that does not agree, in words that name it ("worker vllm-7 misses 4411 to 4419")."""
+
+    subject: str
+    detail: str
+    tenant: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One law, what was compared, and what does not agree (nothing, when it holds)."""
+
+    law: str
+    compared: str
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+
+@dataclass(frozen=True, slots=True)
+class Conservation:
+    """produced = rated + unrated + duplicate + rejected, for one tenant over all hours."""
+
+    tenant: str
+    produced: int
+    rated: int
+    unrated: int
+    duplicate: int
+    rejected: int
+
+
+@dataclass(slots=True)
+class Report:
+    """All checks of one run, with the counts by tenant."""
+
+    checks: list[Check] = field(default_factory=list)
+    tenants: list[Conservation] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Whether every law holds."""
+        return all(check.holds for check in self.checks)
+
+    def to_json(self) -> dict[str, object]:
+        """The report for machines."""
+        return {
+            "clean": self.clean,
+            "checks": [
+                {
+                    "law": check.law,
+                    "compared": check.compared,
+                    "holds": check.holds,
+                    "findings": [
+                        {"subject": found.subject, "detail": found.detail, "tenant": found.tenant}
+                        for found in check.findings
+                    ],
+                }
+                for check in self.checks
+            ],
+            "tenants": [
+                {
+                    "tenant": row.tenant,
+                    "produced": row.produced,
+                    "rated": row.rated,
+                    "unrated": row.unrated,
+                    "duplicate": row.duplicate,
+                    "rejected": row.rejected,
+                }
+                for row in self.tenants
+            ],
+        }
