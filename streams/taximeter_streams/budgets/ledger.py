@@ -108,7 +108,8 @@ def request(state: TenantLedger, rules: Rules, asked: LeaseRequest, now: datetim
     """Grant a slice of every named budget, or nothing. Renews the leases of that gateway.
 
     A request that repeats an open lease gets the same amounts again, with the renewed expiry; one that repeats a lease that
-    is over or closed gets nothing, and so does one older than leases are remembered. Nothing is also the answer for a budget that is not (or not yet) declared.
+    is over or closed gets nothing, and so does one older than leases are remembered. Nothing is also the answer for a
+    budget that is not (or not yet) declared.
     """
     state = _renewed(expire(state, now), asked.gateway, now, rules.terms)
     known = state.leases.get(asked.lease_id)
@@ -120,7 +121,9 @@ def request(state: TenantLedger, rules: Rules, asked: LeaseRequest, now: datetim
     amounts = dict.fromkeys(asked.amounts_pico, 0) if is_stale else _slices(state, rules, asked, now)
     if not any(amounts.values()):
         return state, _grant(asked, amounts, now, now)
-    lease = Lease(gateway=asked.gateway, granted_pico=amounts, granted_at=now, expires_at=now + rules.terms.lease_timeout)
+    lease = Lease(
+        gateway=asked.gateway, granted_pico=amounts, granted_at=now, expires_at=now + rules.terms.lease_timeout
+    )
     leased = state.model_copy(update={"leases": {**state.leases, asked.lease_id: lease}})
     return leased, _grant(asked, amounts, now, lease.expires_at)
 

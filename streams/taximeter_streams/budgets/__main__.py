@@ -1,0 +1,41 @@
+"""`python -m taximeter_streams.budgets`: one budgets worker, until SIGTERM."""
+
+import asyncio
+import logging
+
+import faust
+
+from taximeter_producers.control import ControlFollower
+from taximeter_producers.health import HealthServer
+from taximeter_producers.logs import configure_logging
+from taximeter_producers.topics import ensure_topics
+from taximeter_streams.budgets.deciding import Decider
+from taximeter_streams.budgets.log_life import begin_life
+from taximeter_streams.budgets.settings import BudgetsSettings
+from taximeter_streams.budgets.worker import BudgetsWorker
+
+
+def main() -> None:
+    """Build the worker from the environment and run it."""
+    configure_logging("budgets")
+    logging.getLogger("faust").setLevel(logging.WARNING)
+    logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    settings = BudgetsSettings()
+    ensure_topics(settings.kafka_bootstrap_servers, settings.kafka_partitions, settings.kafka_replication)
+    if settings.budgets_store == "rocksdb":
+        begin_life(settings.folder, settings.log_id)
+    control = ControlFollower(settings.kafka_bootstrap_servers)
+    control.start()
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    worker = BudgetsWorker(settings, Decider(control.snapshot, settings.lease_terms))
+    process = faust.Worker(worker.app, loop=loop, quiet=True, override_logging=False, redirect_stdouts=False)
+    with HealthServer(settings.host, settings.budgets_port, worker.ready):
+        try:
+            process.execute_from_commandline()
+        finally:
+            control.stop()
+
+
+if __name__ == "__main__":
+    main()

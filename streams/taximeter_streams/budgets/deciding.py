@@ -1,0 +1,77 @@
+"""From the bytes of a message to what must be said and stored: the ledger's rules under the tenant's declarations. Pure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from pydantic import TypeAdapter, ValidationError
+
+from taximeter_schemas.budgets import BudgetAlert, LeaseClose, LeaseGrant, LeaseMessage, LeaseRequest
+from taximeter_schemas.control_snapshot import ControlSnapshot
+from taximeter_schemas.spend import SpendRecord
+from taximeter_streams.budgets import ledger
+from taximeter_streams.budgets.ledger import LeaseTerms, Rules
+from taximeter_streams.budgets.state import TenantLedger
+
+_LEASE_MESSAGE: TypeAdapter[LeaseRequest | LeaseGrant | LeaseClose] = TypeAdapter(LeaseMessage)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a message led to. `outcome` names it for the metrics; a `problem` is for the log."""
+
+    state: TenantLedger
+    outcome: str
+    alerts: tuple[BudgetAlert, ...] = ()
+    grant: LeaseGrant | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decider:
+    """Applies messages to ledgers. `snapshot` gives what is declared now."""
+
+    snapshot: Callable[[], ControlSnapshot]
+    terms: LeaseTerms
+
+    def rules(self, tenant: str) -> Rules:
+        """What holds for that tenant now; a tenant that nobody declared has no budgets, and UTC."""
+        declared = self.snapshot()
+        known = declared.tenants.get(tenant)
+        return Rules(declared.budgets.get(tenant, ()), known.time_zone if known else "UTC", self.terms)
+
+    def on_spend(self, state: TenantLedger, payload: bytes, now: datetime) -> Decision:
+        """Post a spend record."""
+        try:
+            record = SpendRecord.model_validate_json(payload)
+        except ValidationError as error:
+            return Decision(state, "invalid", problem=f"not a spend record: {error}")
+        if record.tenant != state.tenant:
+            return Decision(state, "invalid", problem=f"spend of {record.tenant!r} under the key of {state.tenant!r}")
+        rules = self.rules(record.tenant)
+        if not rules.budgets:
+            return Decision(state, "without_budget")
+        if ledger.was_seen(state, record):
+            return Decision(state, "replayed")
+        changed, alerts = ledger.post(state, rules, record, now)
+        foreign = sorted({budget.id for budget in rules.budgets if budget.currency != record.currency})
+        problem = f"spend in {record.currency} does not count against {', '.join(foreign)}" if foreign else None
+        return Decision(changed, "posted", tuple(alerts), problem=problem)
+
+    def on_lease(self, state: TenantLedger, payload: bytes, now: datetime) -> Decision:
+        """Answer a lease request, or close a lease. The keeper's own grants pass by."""
+        try:
+            message = _LEASE_MESSAGE.validate_json(payload)
+        except ValidationError as error:
+            return Decision(state, "invalid", problem=f"not a lease message: {error}")
+        if message.tenant != state.tenant:
+            return Decision(state, "invalid", problem=f"lease of {message.tenant!r} under the key of {state.tenant!r}")
+        match message:
+            case LeaseRequest():
+                changed, grant = ledger.request(state, self.rules(message.tenant), message, now)
+                outcome = "granted" if any(grant.amounts_pico.values()) else "refused"
+                return Decision(changed, outcome, grant=grant)
+            case LeaseClose():
+                return Decision(ledger.close(state, self.rules(message.tenant), message, now), "closed")
+            case LeaseGrant():
+                return Decision(state, "own_grant")

@@ -1,0 +1,270 @@
+"""The faust worker that keeps budgets: one owner for each tenant, one document of state in one table.
+
+A message is acknowledged only after everything that it led to is safe in the log: first its alerts, then the changelog of
+the new state, then its grant. So a crash at any point repeats messages, which the ledger recognises, and loses none.
+"""
+
+import asyncio
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import faust
+from aiokafka.partitioner import murmur2  # type: ignore[import-untyped]
+
+from taximeter_schemas.budgets import BudgetAlert
+from taximeter_schemas.topics import BUDGET_ALERTS, BUDGET_LEASES, BUDGET_STATE, USAGE_SPEND, Topic
+from taximeter_streams.budgets import metrics
+from taximeter_streams.budgets.deciding import Decider, Decision
+from taximeter_streams.budgets.publishing import StatePublisher
+from taximeter_streams.budgets.settings import BudgetsSettings
+from taximeter_streams.budgets.state import TenantLedger
+
+ALERTS_REMEMBERED_MAX = 10_000
+IN_FLIGHT_MAX = 1_000
+"""Messages that may wait for the log's acknowledgement before another is read."""
+_log = logging.getLogger(__name__)
+
+Rule = Callable[[TenantLedger, bytes, datetime], Decision]
+
+
+class LedgerTable(faust.Table[bytes, bytes]):
+    """A table that keeps the future of its last changelog message: done once the log has the new state."""
+
+    last_sent: Any = None
+
+    def send_changelog(self, *args: Any, **kwargs: Any) -> Any:
+        """Send as faust does, and keep the future."""
+        self.last_sent = super().send_changelog(*args, **kwargs)
+        return self.last_sent
+
+
+class BudgetsWorker:
+    """The agents on spend and leases, and the publishing of state. `app` is the faust app to run."""
+
+    def __init__(self, settings: BudgetsSettings, decider: Decider) -> None:
+        self._settings = settings
+        self._decider = decider
+        self.app = _faust_app(settings)
+        partitions = settings.kafka_partitions
+        self._topics = {
+            topic.name: self._topic(topic) for topic in (USAGE_SPEND, BUDGET_LEASES, BUDGET_STATE, BUDGET_ALERTS)
+        }
+        self._table = self.app.Table("ledgers", partitions=partitions, key_type=bytes, value_type=bytes)
+        self._publisher = StatePublisher()
+        self._sent_alerts: OrderedDict[str, None] = OrderedDict()
+        self._turn = asyncio.Lock()
+        self._in_flight = asyncio.Semaphore(IN_FLIGHT_MAX)
+        self._last_ack: dict[Any, asyncio.Task[None]] = {}
+        self._recovered = False
+        self._connect()
+
+    def ready(self) -> tuple[bool, dict[str, object]]:
+        """Whether partitions are assigned and their state is recovered, for /readyz."""
+        owned = len(self._owned()) if self._recovered else 0
+        return self._recovered, {"recovered": self._recovered, "partitions": owned}
+
+    def _connect(self) -> None:
+        """Hang this object's parts into the faust app."""
+        self.app.agent(self._topics[USAGE_SPEND.name], name="budgets-spend")(self._spend)
+        self.app.agent(self._topics[BUDGET_LEASES.name], name="budgets-leases")(self._leases)
+        self.app.task(self._publish_for_ever)
+        self.app.on_partitions_revoked.connect(self._on_moved, weak=False)
+        self.app.on_partitions_assigned.connect(self._on_moved, weak=False)
+        self._table.on_recover(self._on_recovered)
+
+    async def _on_moved(self, *_args: object, **_kwargs: object) -> None:
+        self._recovered = False
+        self._publisher.forget()
+
+    async def _on_recovered(self, *_args: object) -> None:
+        self._recovered = True
+        metrics.ASSIGNED.set(len(self._owned()))
+
+    async def _spend(self, stream: Any) -> None:
+        async for event in stream.noack().events():
+            await self._handle(event, USAGE_SPEND, self._decider.on_spend)
+
+    async def _leases(self, stream: Any) -> None:
+        async for event in stream.noack().events():
+            await self._handle(event, BUDGET_LEASES, self._decider.on_lease)
+
+    async def _handle(self, event: Any, topic: Topic, rule: Rule) -> None:
+        """Decide one message in its turn, and leave the waiting for the log to a task of its own."""
+        await self._in_flight.acquire()
+        started = self.app.loop.time()
+        try:
+            key: bytes = event.message.key or b""
+            if key and self.partition_of(key) != event.message.partition:
+                # A producer with another partitioner: the tenant's owner is elsewhere, and must get it.
+                metrics.MESSAGES.labels(topic.name, "misrouted").inc()
+                sent = await self._topics[topic.name].send(key=key, value=event.message.value)
+                decision, stored = None, sent
+            else:
+                async with self._turn:
+                    decision, stored = await self._decide(key, event, topic, rule)
+        except BaseException as error:  # noqa: BLE001 - see _die
+            _die(error)
+        tp = event.message.tp
+        task = asyncio.ensure_future(self._finish(event, decision, stored, self._last_ack.get(tp), started))
+        self._last_ack[tp] = task
+
+    async def _decide(self, key: bytes, event: Any, topic: Topic, rule: Rule) -> tuple[Decision, Any]:
+        state = self._load(key)
+        decision = rule(state, event.message.value or b"", _arrived_at(event.message))
+        metrics.MESSAGES.labels(topic.name, decision.outcome).inc()
+        if decision.problem:
+            where = {"topic": topic.name, "partition": event.message.partition, "offset": event.message.offset}
+            _log.warning("%s", decision.problem, extra=where)
+        await self._send_alerts(decision.alerts)
+        if decision.state is state:
+            return decision, None
+        self._table[key] = decision.state.model_dump_json().encode()
+        self._publisher.changed(decision.state)
+        return decision, self._table.last_sent
+
+    async def _finish(
+        self, event: Any, decision: Decision | None, stored: Any, before: asyncio.Task[None] | None, started: float
+    ) -> None:
+        """Wait until the log has the state, send the grant, and acknowledge in the order of reading.
+
+        The order matters: faust may commit past a message that is not acknowledged when a later one is.
+        """
+        try:
+            if stored is not None:
+                await stored
+            if decision is not None and decision.grant is not None:
+                grant = decision.grant
+                payload = grant.model_dump_json().encode()
+                sent = await self._topics[BUDGET_LEASES.name].send(key=grant.tenant.encode(), value=payload)
+                await sent
+                metrics.GRANTS.labels(decision.outcome).inc()
+                metrics.GRANT_SECONDS.observe(self.app.loop.time() - started)
+            if before is not None:
+                await before
+            event.ack()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - see _die
+            _die(error)
+        finally:
+            self._in_flight.release()
+
+    def _load(self, key: bytes) -> TenantLedger:
+        stored: bytes | None = self._table.get(key)
+        if stored is None:
+            return TenantLedger(tenant=key.decode(errors="replace"))
+        return TenantLedger.model_validate_json(stored)
+
+    async def _send_alerts(self, alerts: tuple[BudgetAlert, ...] | list[BudgetAlert]) -> None:
+        """Send those that this process has not sent, and wait until the log has them."""
+        for alert in alerts:
+            if alert.id in self._sent_alerts:
+                continue
+            sent = await self._topics[BUDGET_ALERTS.name].send(
+                key=alert.tenant.encode(), value=alert.model_dump_json().encode()
+            )
+            await sent
+            self._sent_alerts[alert.id] = None
+            metrics.ALERTS.labels(alert.kind).inc()
+        while len(self._sent_alerts) > ALERTS_REMEMBERED_MAX:
+            self._sent_alerts.popitem(last=False)
+
+    async def _publish_for_ever(self) -> None:
+        """Publish what changed soon, and everything now and then: leases run out and periods roll over without a message."""
+        while not self.app.should_stop:
+            await asyncio.sleep(self._settings.budgets_publish_ms / 1_000)
+            if not self._recovered:
+                continue
+            try:
+                await self._publish_due()
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001 - see _die
+                _die(error)
+
+    async def _publish_due(self) -> None:
+        loop_time = self.app.loop.time()
+        owned = self._owned()
+        snapshot = self._decider.snapshot()
+        due = self._publisher.due(snapshot, loop_time, self._settings.budgets_refresh_seconds)
+        for tenant in due:
+            key = tenant.encode()
+            if self.partition_of(key) not in owned or not self._recovered:
+                continue
+            state = self._publisher.known(tenant) or self._load(key)
+            now, rules = datetime.now(UTC), self._decider.rules(tenant)
+            position = self._publisher.to_publish(state, rules, now, loop_time)
+            if position is not None:
+                await self._topics[BUDGET_STATE.name].send(key=key, value=position.model_dump_json().encode())
+                metrics.STATES.inc()
+            async with self._turn:
+                # A limit was lowered: no message will come to say so. The next post marks the alert as raised.
+                await self._send_alerts(self._publisher.earned(state, rules, now))
+
+    def partition_of(self, key: bytes) -> int:
+        """Where Kafka's own partitioner (murmur2) puts that key."""
+        return int((murmur2(key) & 0x7FFFFFFF) % self._settings.kafka_partitions)
+
+    def _owned(self) -> set[int]:
+        return {tp.partition for tp in self.app.consumer.assignment() if tp.topic == USAGE_SPEND.name}
+
+    def _topic(self, topic: Topic) -> Any:
+        return self.app.topic(
+            topic.name,
+            partitions=self._settings.kafka_partitions,
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+        )
+
+
+def _faust_app(settings: BudgetsSettings) -> Any:
+    rebalance = settings.kafka_rebalance_timeout_seconds
+    return faust.App(
+        settings.budgets_group,
+        broker=[f"kafka://{address}" for address in settings.kafka_bootstrap_servers.split(",")],
+        store=f"{settings.budgets_store}://",
+        datadir=str(settings.folder),
+        Table=LedgerTable,
+        topic_partitions=settings.kafka_partitions,
+        topic_replication_factor=settings.kafka_replication,
+        topic_allow_declare=True,
+        topic_disable_leader=True,
+        broker_rebalance_timeout=float(rebalance),
+        broker_session_timeout=10.0,
+        broker_heartbeat_interval=2.0,
+        broker_commit_interval=0.5,
+        broker_commit_every=1_000,
+        consumer_auto_offset_reset="earliest",
+        producer_acks=-1,
+        producer_linger=0.0,
+        stream_wait_empty=False,
+        # The embedded broker names a lower end of a partition than the true one, which is not an inconsistency.
+        recovery_consistency_check=False,
+        web_enabled=False,
+        autodiscover=False,
+    )
+
+
+def _arrived_at(message: Any) -> datetime:
+    """When the log got the message. Leases live by this clock, so that a backlog does not make them look abandoned.
+
+    A broker that keeps the sender's time instead is not believed.
+    """
+    if message.timestamp_type == 1 and message.timestamp:
+        return datetime.fromtimestamp(message.timestamp, UTC)
+    return datetime.now(UTC)
+
+
+def _die(error: BaseException) -> NoReturn:
+    """End the process at once. A message failed half-way: nothing behind it may be committed, so that it is read again."""
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        raise error
+    _log.critical("the budgets worker ends: %s", error, exc_info=error)
+    logging.shutdown()
+    os._exit(1)
