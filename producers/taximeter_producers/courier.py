@@ -1,0 +1,258 @@
+"""Carries records to the log: by the broker when it is there, by the disk spool when it is not, in one thread.
+
+A record counts as safe after the broker's acknowledgement or an fsync. One is taken only if it would also fit into the
+spool, so whatever the broker fails to take later has a place. While the broker is away, records go to the spool at once;
+the spool's oldest segment is offered to the broker all the time, and its first success says that the broker is back.
+"""
+
+import itertools
+import logging
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from taximeter_producers.drain import Drain
+from taximeter_producers.errors import ProducerClosedError, SpoolError, SpoolFullError, UndeliverableError
+from taximeter_producers.frames import SpoolRecord
+from taximeter_producers.kafka_client import (
+    QUEUE_KIBIBYTES_MAX,
+    broker_is_away,
+    make_client,
+    refused_for_good,
+    taken_back,
+)
+from taximeter_producers.spool import Spool
+
+_POLL_SECONDS = 0.05
+_DISK_RETRY_SECONDS = 1.0
+_PURGE_SECONDS_MAX = 10.0
+_WAITING_BYTES_MAX = QUEUE_KIBIBYTES_MAX * 1024
+_log = logging.getLogger(__name__)
+
+
+class Safe(StrEnum):
+    """Where a record is safe: acknowledged by the broker, or fsync'd in the spool."""
+
+    BROKER = "broker"
+    SPOOL = "spool"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parcel:
+    """A record under way. `safe` is set once it is; it fails with UndeliverableError or SpoolError."""
+
+    record: SpoolRecord
+    safe: "Future[Safe] | None" = None
+    number: int = field(default_factory=itertools.count().__next__)
+
+
+@dataclass(frozen=True, slots=True)
+class CourierState:
+    """What is where now: records not yet safe, bytes in the spool, and whether the broker is away."""
+
+    unsafe: int
+    spool_bytes: int
+    broker_away: bool
+
+
+class Courier:
+    """Owns the spool, the Kafka client and the thread that serves both."""
+
+    def __init__(
+        self, bootstrap_servers: str, topic: str, spool: Spool, spool_bytes_max: int, delivery_seconds_max: float
+    ) -> None:
+        self._topic = topic
+        self._spool = spool
+        self._spool_bytes_max = spool_bytes_max
+        self._make_client = partial(make_client, bootstrap_servers, delivery_seconds_max, self._on_error)
+        self._changed = threading.Condition()
+        self._sent: dict[int, Parcel] = {}
+        """In the Kafka client, not acknowledged."""
+        self._waiting: list[Parcel] = []
+        """For the spool, not written yet."""
+        self._unsafe_bytes = 0
+        self._away = False
+        self._spent = False
+        """The Kafka client is of no more use."""
+        self._ended = False
+        self._disk_retry_at = 0.0
+        self._client: Producer = self._make_client()
+        self._drain = Drain(spool, topic, self._on_drained)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="taximeter-producer", daemon=True)
+        self._thread.start()
+
+    def state(self) -> CourierState:
+        """What is where now."""
+        with self._changed:
+            return CourierState(self._unsafe(), self._spool.size_bytes, self._away)
+
+    def take(self, parcel: Parcel) -> None:
+        """Take a record, without waiting for network or disk. Raises SpoolFullError when it would not fit into the spool."""
+        size = parcel.record.frame_bytes
+        with self._changed:
+            if self._ended:
+                raise ProducerClosedError("the producer's thread has ended")
+            if self._spool.size_bytes + self._unsafe_bytes + size > self._spool_bytes_max:
+                raise SpoolFullError(f"the spool has reached its limit of {self._spool_bytes_max} bytes")
+            if self._unsafe_bytes + size > 2 * _WAITING_BYTES_MAX:
+                raise SpoolFullError("too much waits for the disk")
+            self._unsafe_bytes += size
+            if self._away or self._spent or not self._send(parcel):
+                self._waiting.append(parcel)
+
+    def flush(self, timeout_seconds: float, drained: bool = False) -> int:
+        """Wait until everything is safe (and, with `drained`, delivered, unless the broker is away).
+
+        Returns how many records are not safe yet.
+        """
+
+        def done() -> bool:
+            idle = not drained or self._away or not self._spool.size_bytes
+            return self._ended or (idle and not self._unsafe())
+
+        with self._changed:
+            self._changed.wait_for(done, timeout_seconds)
+            return self._unsafe()
+
+    def close(self, timeout_seconds: float) -> None:
+        """Wait a while for deliveries, move the rest into the spool, end. Raises SpoolError when something is not safe."""
+        self.flush(timeout_seconds, drained=True)
+        self._stopping.set()
+        self._thread.join()
+        if unsafe := self._unsafe():
+            raise SpoolError(f"{unsafe} events are neither delivered nor on disk")
+
+    def _unsafe(self) -> int:
+        return len(self._sent) + len(self._waiting)
+
+    def _send(self, parcel: Parcel) -> bool:
+        """Hand a record to the Kafka client; False when it does not take it."""
+        try:
+            self._client.produce(
+                self._topic, parcel.record.value, parcel.record.key, on_delivery=partial(self._on_delivered, parcel)
+            )
+        except BufferError:
+            return False
+        except KafkaException as error:
+            self._give_up_client(error)
+            return False
+        self._sent[parcel.number] = parcel
+        return True
+
+    def _give_up_client(self, error: KafkaException) -> None:
+        self._spent = True
+        _log.error("the Kafka client takes no more messages, a new one is made: %s", error)
+
+    # What follows runs in the courier's own thread.
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._client.poll(_POLL_SECONDS)
+                self._turn()
+            self._retire_client(self._client)
+            self._disk_retry_at = 0.0
+            self._write_waiting()
+        finally:
+            self._spool.close()
+            with self._changed:
+                self._ended = True
+                self._fail_those_asked_for(SpoolError("the producer ended before the event was safe"))
+                self._changed.notify_all()
+
+    def _turn(self) -> None:
+        with self._changed:
+            stranded = self._spent or (self._away and bool(self._sent))
+        if stranded:
+            self._retire_client(self._make_client())
+        self._write_waiting()
+        try:
+            self._drain.advance(self._client, time.monotonic())
+        except SpoolError as error:
+            _log.error("%s", error)
+            self._drain.pause(time.monotonic())
+        except KafkaException as error:
+            self._give_up_client(error)
+        with self._changed:
+            self._changed.notify_all()
+
+    def _retire_client(self, successor: Producer) -> None:
+        """Take back what the Kafka client holds. Whatever it already sent may be in the log as well: it counts once.
+
+        A client is not used on after a purge: the numbers of its idempotent delivery would have holes.
+        """
+        with self._changed:
+            client, self._client, self._spent = self._client, successor, False
+            stranded = list(self._sent)
+        client.purge(in_queue=True, in_flight=True)
+        deadline = time.monotonic() + _PURGE_SECONDS_MAX
+        while len(client) and time.monotonic() < deadline:
+            client.poll(_POLL_SECONDS)
+        with self._changed:
+            self._waiting.extend(self._sent.pop(number) for number in stranded if number in self._sent)
+
+    def _on_error(self, error: KafkaError) -> None:
+        with self._changed:
+            self._spent = self._spent or error.fatal()
+            self._away = self._away or broker_is_away(error)
+
+    def _on_delivered(self, parcel: Parcel, error: KafkaError | None, _message: Message) -> None:
+        with self._changed:
+            if self._sent.pop(parcel.number, None) is None:
+                return
+            if error is None:
+                self._away = False
+                self._settle(parcel, Safe.BROKER)
+                return
+            if refused_for_good(error) and self._drain.set_aside(parcel.record, error):
+                self._settle(parcel, UndeliverableError(f"the broker refuses the event: {error}"))
+                return
+            self._spent = self._spent or error.fatal()
+            self._away = self._away or not taken_back(error)
+            self._waiting.append(parcel)
+
+    def _on_drained(self) -> None:
+        with self._changed:
+            self._away = False
+
+    def _write_waiting(self) -> None:
+        if time.monotonic() < self._disk_retry_at:
+            return
+        with self._changed:
+            parcels = list(self._waiting)
+        if not parcels:
+            return
+        try:
+            self._spool.append([parcel.record for parcel in parcels])
+        except SpoolError as error:
+            _log.error("%d events are only in memory: %s", len(parcels), error)
+            self._disk_retry_at = time.monotonic() + _DISK_RETRY_SECONDS
+            self._fail_those_asked_for(error)
+            return
+        with self._changed:
+            del self._waiting[: len(parcels)]
+            for parcel in parcels:
+                self._settle(parcel, Safe.SPOOL)
+
+    def _fail_those_asked_for(self, error: SpoolError) -> None:
+        """Whoever waits for an answer gets it, and may send again; the others are kept and tried again."""
+        with self._changed:
+            for parcel in self._waiting:
+                if parcel.safe is not None:
+                    self._settle(parcel, error)
+            self._waiting = [parcel for parcel in self._waiting if parcel.safe is None]
+
+    def _settle(self, parcel: Parcel, outcome: "Safe | Exception") -> None:
+        self._unsafe_bytes -= parcel.record.frame_bytes
+        if parcel.safe is None:
+            return
+        if isinstance(outcome, Safe):
+            parcel.safe.set_result(outcome)
+        else:
+            parcel.safe.set_exception(outcome)

@@ -1,0 +1,168 @@
+"""UsageProducer: takes usage events from any service and sees to it that each reaches the log.
+
+Each producer numbers its events. The worker's id is the producer's id and a random mark of this very start
+("svc-a:1f9c2b7e"), and its numbers begin at 0, so a gap in them names events that were taken and never arrived; nothing
+has to be remembered from one start to the next. An event that already names its worker keeps that.
+"""
+
+import asyncio
+import atexit
+import os
+import re
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+import msgspec
+from pydantic import ValidationError
+
+from taximeter_producers.courier import Courier, CourierState, Parcel, Safe
+from taximeter_producers.errors import InvalidEventError, ProducerClosedError, ProducerIdError
+from taximeter_producers.frames import SpoolRecord
+from taximeter_producers.spool import Spool
+from taximeter_schemas import UsageEvent, wire
+from taximeter_schemas.events import Worker
+from taximeter_schemas.rejections import EVENT_BYTES_MAX
+from taximeter_schemas.topics import USAGE_EVENTS
+
+SPOOL_BYTES_MAX = 256 * 1_048_576
+DELIVERY_SECONDS_MAX = 30.0
+CLOSE_SECONDS_MAX = 5.0
+_PRODUCER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class UsageProducer:
+    """Sends usage events to the log: idempotent, acknowledged by all replicas, spooled to disk while the broker is away.
+
+    The spool is the folder `producer_id` in `spool_dir`; one process at a time holds it, and the next one with the same
+    id delivers what a crashed one left. `spool_bytes_max` bounds the disk, `delivery_seconds_max` the time that a broker
+    may take over an event before that event goes to the spool. Raises ProducerIdError, SpoolBusyError or SpoolError.
+    """
+
+    def __init__(
+        self,
+        *,
+        bootstrap_servers: str,
+        producer_id: str,
+        spool_dir: Path | str,
+        spool_bytes_max: int = SPOOL_BYTES_MAX,
+        delivery_seconds_max: float = DELIVERY_SECONDS_MAX,
+        topic: str = USAGE_EVENTS.name,
+    ) -> None:
+        if not _PRODUCER_ID.fullmatch(producer_id):
+            raise ProducerIdError(f"{producer_id!r} is not a producer id: 1 to 64 of A-Z a-z 0-9 . _ -")
+        self.worker_id = f"{producer_id}:{uuid4().hex[:8]}"
+        spool = Spool(Path(spool_dir) / producer_id, spool_bytes_max)
+        self._courier = Courier(bootstrap_servers, topic, spool, spool_bytes_max, delivery_seconds_max)
+        self._numbering = threading.Lock()
+        self._sequence = 0
+        self._closed = False
+        self._process = os.getpid()
+        atexit.register(self.close)
+
+    def emit(self, event: UsageEvent | Mapping[str, object]) -> None:
+        """Take an event. Returns at once; `flush` and `close` say when it is safe. Never waits for the network.
+
+        Raises InvalidEventError, SpoolFullError (nowhere to put it) or ProducerClosedError; then it was not taken.
+        """
+        self._take(event, None)
+
+    def submit(self, event: UsageEvent | Mapping[str, object]) -> Future[Safe]:
+        """Like `emit`, with a future that is done once the event is safe: on the broker, or fsync'd in the spool.
+
+        The future fails with SpoolError when the disk refuses, UndeliverableError when the broker does for good.
+        """
+        safe: Future[Safe] = Future()
+        safe.set_running_or_notify_cancel()  # What is under way cannot be called back.
+        self._take(event, safe)
+        return safe
+
+    async def emit_async(self, event: UsageEvent | Mapping[str, object]) -> Safe:
+        """Take an event and return once it is safe. Raises what `emit` raises, SpoolError and UndeliverableError."""
+        return await asyncio.wrap_future(self.submit(event))
+
+    def flush(self, timeout_seconds: float = DELIVERY_SECONDS_MAX) -> int:
+        """Wait until every event taken is on the broker or in the spool. Returns how many are neither."""
+        return self._courier.flush(timeout_seconds)
+
+    def state(self) -> CourierState:
+        """How many events are not safe yet, how many bytes wait in the spool, and whether the broker is away."""
+        return self._courier.state()
+
+    def close(self, timeout_seconds: float = CLOSE_SECONDS_MAX) -> None:
+        """Deliver for a while, put the rest into the spool, let go of it. Closing twice does nothing.
+
+        Raises SpoolError when some events are neither delivered nor on disk. Called at the interpreter's end if it was not.
+        """
+        with self._numbering:
+            if self._closed or os.getpid() != self._process:
+                return
+            self._closed = True
+        atexit.unregister(self.close)
+        self._courier.close(timeout_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+    def _take(self, event: UsageEvent | Mapping[str, object], safe: Future[Safe] | None) -> None:
+        known = event if isinstance(event, UsageEvent) else parse_event(event)
+        with self._numbering:
+            if self._closed:
+                raise ProducerClosedError("the producer was closed")
+            if os.getpid() != self._process:
+                raise ProducerClosedError("the producer belongs to the process that made it; make one after the fork")
+            stamped = known if known.data.worker else self._stamped(known)
+            self._courier.take(Parcel(SpoolRecord(known.id.encode(), encode_event(stamped)), safe))
+            # Only now: a refused event leaves no gap.
+            self._sequence += stamped is not known
+
+    def _stamped(self, event: UsageEvent) -> UsageEvent:
+        worker = Worker(id=self.worker_id, sequence=self._sequence)
+        return event.model_copy(update={"data": event.data.model_copy(update={"worker": worker})})
+
+
+def parse_event(event: Mapping[str, object]) -> UsageEvent:
+    """A mapping in the JSON shape of a usage event as the model. Raises InvalidEventError."""
+    try:
+        return UsageEvent.model_validate_json(msgspec.json.encode(event))
+    except ValidationError as error:
+        raise InvalidEventError(describe(error)) from None
+    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise InvalidEventError(f"the event is not JSON: {error}") from None
+
+
+def encode_event(event: UsageEvent) -> bytes:
+    """The event's bytes on the wire. Raises InvalidEventError, also for a model that was made or copied unchecked."""
+    payload = event.to_json()
+    if len(payload) > EVENT_BYTES_MAX:
+        raise InvalidEventError(f"the event has {len(payload)} bytes; {EVENT_BYTES_MAX} is the limit")
+    try:
+        wire.decode(payload)
+    except wire.WireError as error:
+        raise InvalidEventError(str(error)) from None
+    return payload
+
+
+def describe(error: ValidationError) -> str:
+    """All that is wrong, in one line: "data.tenant: Field required; data.tokens.output: ..."."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(
+        ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"]))) for problem in problems
+    )
