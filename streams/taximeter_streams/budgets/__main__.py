@@ -18,8 +18,7 @@ from taximeter_streams.budgets.worker import BudgetsWorker
 def main() -> None:
     """Build the worker from the environment and run it."""
     configure_logging("budgets")
-    logging.getLogger("faust").setLevel(logging.WARNING)
-    logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    _quieten()
     settings = BudgetsSettings()
     ensure_topics(settings.kafka_bootstrap_servers, settings.kafka_partitions, settings.kafka_replication)
     if settings.budgets_store == "rocksdb":
@@ -30,11 +29,20 @@ def main() -> None:
     asyncio.set_event_loop(loop)
     worker = BudgetsWorker(settings, Decider(control.snapshot, settings.lease_terms))
     process = faust.Worker(worker.app, loop=loop, quiet=True, override_logging=False, redirect_stdouts=False)
+    process.spinner = None
     with HealthServer(settings.host, settings.budgets_port, worker.ready):
         try:
             process.execute_from_commandline()
         finally:
             control.stop()
+
+
+def _quieten() -> None:
+    """faust tells of every part that starts, and warns whenever a buffer fills for a moment."""
+    for name in ("faust", "mode", "aiokafka", "taximeter_streams.budgets.transport"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("faust.transport.producer", "mode.timers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from taximeter_streams.budgets.deciding import Decider, Decision
 from taximeter_streams.budgets.publishing import StatePublisher
 from taximeter_streams.budgets.settings import BudgetsSettings
 from taximeter_streams.budgets.state import TenantLedger
+from taximeter_streams.budgets.transport import PromptTransport
 
 ALERTS_REMEMBERED_MAX = 10_000
 IN_FLIGHT_MAX = 1_000
@@ -29,6 +30,10 @@ IN_FLIGHT_MAX = 1_000
 _log = logging.getLogger(__name__)
 
 Rule = Callable[[TenantLedger, bytes, datetime], Decision]
+
+
+class PartitionsMovedError(Exception):
+    """While a message waited for the log, its partition was given to another worker."""
 
 
 class LedgerTable(faust.Table[bytes, bytes]):
@@ -60,6 +65,7 @@ class BudgetsWorker:
         self._in_flight = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._last_ack: dict[Any, asyncio.Task[None]] = {}
         self._recovered = False
+        self._generation = 0
         self._connect()
 
     def ready(self) -> tuple[bool, dict[str, object]]:
@@ -78,6 +84,7 @@ class BudgetsWorker:
 
     async def _on_moved(self, *_args: object, **_kwargs: object) -> None:
         self._recovered = False
+        self._generation += 1
         self._publisher.forget()
 
     async def _on_recovered(self, *_args: object) -> None:
@@ -106,6 +113,10 @@ class BudgetsWorker:
             else:
                 async with self._turn:
                     decision, stored = await self._decide(key, event, topic, rule)
+        except PartitionsMovedError:
+            # Its new owner reads it again; it must not be acknowledged here.
+            self._in_flight.release()
+            return
         except BaseException as error:  # noqa: BLE001 - see _die
             _die(error)
         tp = event.message.tp
@@ -113,7 +124,7 @@ class BudgetsWorker:
         self._last_ack[tp] = task
 
     async def _decide(self, key: bytes, event: Any, topic: Topic, rule: Rule) -> tuple[Decision, Any]:
-        state = self._load(key)
+        state, generation = self._load(key), self._generation
         decision = rule(state, event.message.value or b"", _arrived_at(event.message))
         metrics.MESSAGES.labels(topic.name, decision.outcome).inc()
         if decision.problem:
@@ -122,7 +133,9 @@ class BudgetsWorker:
         await self._send_alerts(decision.alerts)
         if decision.state is state:
             return decision, None
-        self._table[key] = decision.state.model_dump_json().encode()
+        if generation != self._generation:
+            raise PartitionsMovedError
+        self._table[key] = decision.state.model_dump_json(exclude_defaults=True).encode()
         self._publisher.changed(decision.state)
         return decision, self._table.last_sent
 
@@ -154,9 +167,13 @@ class BudgetsWorker:
             self._in_flight.release()
 
     def _load(self, key: bytes) -> TenantLedger:
+        tenant = key.decode(errors="replace")
+        known = self._publisher.known(tenant)
+        if known is not None:
+            return known
         stored: bytes | None = self._table.get(key)
         if stored is None:
-            return TenantLedger(tenant=key.decode(errors="replace"))
+            return TenantLedger(tenant=tenant)
         return TenantLedger.model_validate_json(stored)
 
     async def _send_alerts(self, alerts: tuple[BudgetAlert, ...] | list[BudgetAlert]) -> None:
@@ -195,7 +212,7 @@ class BudgetsWorker:
             key = tenant.encode()
             if self.partition_of(key) not in owned or not self._recovered:
                 continue
-            state = self._publisher.known(tenant) or self._load(key)
+            state = self._load(key)
             now, rules = datetime.now(UTC), self._decider.rules(tenant)
             position = self._publisher.to_publish(state, rules, now, loop_time)
             if position is not None:
@@ -225,7 +242,7 @@ class BudgetsWorker:
 
 def _faust_app(settings: BudgetsSettings) -> Any:
     rebalance = settings.kafka_rebalance_timeout_seconds
-    return faust.App(
+    app = faust.App(
         settings.budgets_group,
         broker=[f"kafka://{address}" for address in settings.kafka_bootstrap_servers.split(",")],
         store=f"{settings.budgets_store}://",
@@ -249,6 +266,8 @@ def _faust_app(settings: BudgetsSettings) -> Any:
         web_enabled=False,
         autodiscover=False,
     )
+    app.transport = PromptTransport(app.conf.broker_consumer, app)
+    return app
 
 
 def _arrived_at(message: Any) -> datetime:
