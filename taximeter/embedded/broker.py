@@ -3,7 +3,8 @@
 It keeps its log in memory: what it held is gone when it stops. What differs from Apache Kafka, as far as Taximeter
 could notice:
 
-- a consumer group's first member is assigned its partitions only after about 3 s, when the rebalance time-out is over;
+- a consumer group waits half a session time-out before it assigns partitions: 3 s with `session.timeout.ms` = 6000, and
+  22 s with librdkafka's default of 45000, so set it;
 - the metadata string of a committed offset is dropped, only the number is kept;
 - asked for a partition's end (ListOffsets: `get_watermark_offsets`, `list_offsets`, `auto.offset.reset=latest`), it
   answers the first offset of the last batch plus one, so "latest" starts inside the last batch and an end read this way
@@ -70,7 +71,13 @@ class EmbeddedBroker:
         return self._child.pid
 
     def start(self) -> None:
-        """Start it and wait until it answers a metadata request. Raises BrokerError with the log's tail otherwise."""
+        """Start it and wait until it answers a metadata request.
+
+        Raises BrokerError, with the log's tail, when it does not, and when somebody listens on the port already.
+        """
+        # The binary would share the port with another broker without a word, and clients would meet either.
+        if _listens(self.bootstrap_servers):
+            raise BrokerError(f"another process listens on {self.bootstrap_servers}")
         self._child.start()
         try:
             await_broker(self.bootstrap_servers, self._child)

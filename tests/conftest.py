@@ -1,0 +1,72 @@
+"""What every test may ask for: a broker, a warehouse, and names of its own on both.
+
+`--broker=apache` (or TAXIMETER_TEST_BROKER=apache) runs the same tests on Apache Kafka, and those marked `kafka` too.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from taximeter.embedded.broker import EmbeddedBroker
+from taximeter.embedded.ports import free_port
+from tests.face_process import FaceProcess
+from tests.kafka_broker import ApacheKafka
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --broker."""
+    parser.addoption(
+        "--broker",
+        choices=("embedded", "apache"),
+        default=os.environ.get("TAXIMETER_TEST_BROKER", "embedded"),
+        help="the broker to test on (default: TAXIMETER_TEST_BROKER, or embedded)",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests marked `kafka` on the embedded broker; they are listed as deselected."""
+    if config.getoption("--broker") == "apache":
+        return
+    left_out = [item for item in items if item.get_closest_marker("kafka")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def bootstrap_servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The broker that the whole run shares. Give topics and groups names of their own with `topic_suffix`."""
+    data_dir = tmp_path_factory.mktemp("broker")
+    if request.config.getoption("--broker") == "apache":
+        with ApacheKafka(data_dir) as kafka:
+            yield kafka.bootstrap_servers
+    else:
+        with EmbeddedBroker(data_dir, free_port()) as broker:
+            yield broker.bootstrap_servers
+
+
+@pytest.fixture(scope="session")
+def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaceProcess]:
+    """ClickHouse behind its HTTP interface, shared by the whole run. Work in `unique_database`."""
+    face = FaceProcess(tmp_path_factory.mktemp("clickhouse"))
+    face.start()
+    yield face
+    face.stop()
+
+
+@pytest.fixture
+def unique_database(clickhouse: FaceProcess) -> Iterator[str]:
+    """The name of an empty database that only this test uses; dropped after it."""
+    name = f"test_{secrets.token_hex(4)}"
+    with clickhouse.client() as client:
+        client.command(f"CREATE DATABASE {name}")
+        yield name
+        client.command(f"DROP DATABASE {name}")
+
+
+@pytest.fixture
+def topic_suffix() -> str:
+    """Something to put behind the names of topics and consumer groups, so that tests do not meet."""
+    return f"-{secrets.token_hex(4)}"
