@@ -1,0 +1,16 @@
+"""The book of record: what was declared, by whom, and the invoices. SQLite by default, Postgres by address."""
+
+from taximeter_billing.book.engine import open_book, upgrade
+from taximeter_billing.book.tables import ApiKeyRow, AuditRow, DeclaredRow, InvoiceRow, OutboxRow, ParkedRow, SeriesRow
+
+__all__ = [
+    "ApiKeyRow",
+    "AuditRow",
+    "DeclaredRow",
+    "InvoiceRow",
+    "OutboxRow",
+    "ParkedRow",
+    "SeriesRow",
+    "open_book",
+    "upgrade",
+]

@@ -1,0 +1,124 @@
+"""The tables of the book. Amounts are pico-units kept as text: they outgrow 64 bits, and no database may round them."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, Boolean, DateTime, Integer, String, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Pico(TypeDecorator[int]):
+    """A whole number of any size, kept as text."""
+
+    impl = String(64)
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: Dialect) -> str | None:
+        """To the database."""
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> int | None:
+        """From the database."""
+        return None if value is None else int(value)
+
+
+class Base(DeclarativeBase):
+    """Root of the mapped classes."""
+
+    type_annotation_map = {datetime: DateTime(timezone=True), dict[str, Any]: JSON}  # noqa: RUF012 - SQLAlchemy's own form
+
+
+class DeclaredRow(Base):
+    """One version of one declared thing. A change is a new row; `body` None is a deletion."""
+
+    __tablename__ = "declared"
+    __table_args__ = (UniqueConstraint("kind", "key", "version"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32), index=True)
+    key: Mapped[str] = mapped_column(String(200))
+    version: Mapped[int] = mapped_column(Integer)
+    body: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    recorded_at: Mapped[datetime]
+
+
+class AuditRow(Base):
+    """Who changed what, when, from what, to what. Nothing here is ever updated."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    actor: Mapped[str] = mapped_column(String(200))
+    action: Mapped[str] = mapped_column(String(32))
+    kind: Mapped[str] = mapped_column(String(32))
+    key: Mapped[str] = mapped_column(String(200))
+    before: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    after: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+
+class OutboxRow(Base):
+    """A control record that the log has yet to acknowledge; written in the transaction of the change itself."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    record: Mapped[str] = mapped_column(Text)
+
+
+class ApiKeyRow(Base):
+    """An API key: its hash, and the first letters by which people know it."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(128), index=True)
+    key_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    hint: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime]
+    disabled: Mapped[bool] = mapped_column(Boolean, default=False)
+
+
+class SeriesRow(Base):
+    """The last number given out in a series; raised in the transaction that finalizes, so numbers have no gap."""
+
+    __tablename__ = "series"
+
+    name: Mapped[str] = mapped_column(String(12), primary_key=True)
+    last: Mapped[int] = mapped_column(Integer)
+
+
+class InvoiceRow(Base):
+    """An invoice: one for each tenant and period. `document` is its canonical JSON; a finalized one never changes."""
+
+    __tablename__ = "invoices"
+    __table_args__ = (UniqueConstraint("tenant", "period"), UniqueConstraint("number"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(128), index=True)
+    period: Mapped[str] = mapped_column(String(16), index=True)
+    status: Mapped[str] = mapped_column(String(16))
+    number: Mapped[str | None] = mapped_column(String(40))
+    currency: Mapped[str] = mapped_column(String(3))
+    list_pico: Mapped[int] = mapped_column(Pico)
+    savings_pico: Mapped[int] = mapped_column(Pico)
+    net_pico: Mapped[int] = mapped_column(Pico)
+    total_minor: Mapped[int] = mapped_column(Pico)
+    document: Mapped[str] = mapped_column(Text)
+    document_sha256: Mapped[str] = mapped_column(String(64))
+    drafted_at: Mapped[datetime]
+    finalized_at: Mapped[datetime | None]
+    stripe_invoice_id: Mapped[str | None] = mapped_column(String(64))
+    stripe_status: Mapped[str | None] = mapped_column(String(32))
+
+
+class ParkedRow(Base):
+    """A tenant whose period cannot be invoiced until something agrees again, and why."""
+
+    __tablename__ = "parked"
+
+    tenant: Mapped[str] = mapped_column(String(128), primary_key=True)
+    period: Mapped[str] = mapped_column(String(16), primary_key=True)
+    reason: Mapped[str] = mapped_column(Text)
+    parked_at: Mapped[datetime]

@@ -1,0 +1,105 @@
+"""Applies a plan: the book and its audit log in one transaction, then the control topic.
+
+The records wait in an outbox that is written with the change itself, so a crash in between is repaired by whoever comes next.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, delete, select
+from sqlalchemy.orm import Session
+
+from taximeter_billing.book import AuditRow, DeclaredRow, OutboxRow
+from taximeter_billing.declarations.plan import Change, Plan, make_plan
+from taximeter_billing.declarations.reading import Declared, read_file
+from taximeter_schemas.control import ControlKind, ControlRecord
+
+Publish = Callable[[Iterable[ControlRecord]], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What was done: the plan, and how many control records the log acknowledged."""
+
+    plan: Plan
+    published: int
+
+
+def plan_file(book: Engine, path: Path, *, prune: bool = False) -> Plan:
+    """What applying the file would change. Raises DeclarationError or FrozenError."""
+    with Session(book) as session:
+        return make_plan(current(session), read_file(path), prune=prune)
+
+
+def apply_declarations(
+    book: Engine, declared: list[Declared], actor: str, now: datetime, publish: Publish, *, prune: bool = False
+) -> Applied:
+    """Bring the book to what is declared, and tell the log. Doing it again changes nothing. Raises FrozenError."""
+    with Session(book) as session, session.begin():
+        plan = make_plan(current(session), declared, prune=prune)
+        for change in plan.changes:
+            record_change(session, change, actor, now)
+    return Applied(plan, send_outbox(book, publish))
+
+
+def current(session: Session) -> dict[tuple[ControlKind, str], dict[str, Any]]:
+    """What the book holds now: the latest version of everything that was declared and not deleted since."""
+    latest: dict[tuple[ControlKind, str], dict[str, Any] | None] = {}
+    for row in session.scalars(select(DeclaredRow).order_by(DeclaredRow.id)):
+        if row.kind != ControlKind.API_KEY:
+            latest[ControlKind(row.kind), row.key] = row.body
+    return {place: body for place, body in latest.items() if body is not None}
+
+
+def record_change(session: Session, change: Change, actor: str, now: datetime) -> None:
+    """Write one change: a new version, a line in the audit log, and the record for the log."""
+    last = session.scalar(
+        select(DeclaredRow.version)
+        .where(DeclaredRow.kind == change.kind, DeclaredRow.key == change.key)
+        .order_by(DeclaredRow.version.desc())
+        .limit(1)
+    )
+    after = change.after
+    if after is not None and change.kind is ControlKind.RATE_CARD:
+        after = {**after, "recorded_at": now.isoformat()}
+    session.add(DeclaredRow(kind=change.kind, key=change.key, version=(last or 0) + 1, body=after, recorded_at=now))
+    session.add(
+        AuditRow(
+            at=now,
+            actor=actor,
+            action=change.action,
+            kind=change.kind,
+            key=change.key,
+            before=change.before,
+            after=after,
+        )
+    )
+    record = ControlRecord(kind=change.kind, id=change.key, body=after, recorded_at=now)
+    session.add(OutboxRow(record=record.model_dump_json()))
+
+
+def send_outbox(book: Engine, publish: Publish) -> int:
+    """Publish what waits in the outbox, in order, and empty it of what the log has acknowledged."""
+    with Session(book) as session:
+        rows = list(session.scalars(select(OutboxRow).order_by(OutboxRow.id)))
+    if not rows:
+        return 0
+    count = publish([ControlRecord.model_validate_json(row.record) for row in rows])
+    with Session(book) as session, session.begin():
+        session.execute(delete(OutboxRow).where(OutboxRow.id <= rows[-1].id))
+    return count
+
+
+def republish(book: Engine, publish: Publish) -> int:
+    """Publish everything that the book holds: a log that was emptied knows nothing. Doing it again changes nothing."""
+    with Session(book) as session:
+        rows = list(session.scalars(select(DeclaredRow).order_by(DeclaredRow.id)))
+    latest = {(row.kind, row.key): row for row in rows}
+    records = [
+        ControlRecord(kind=ControlKind(row.kind), id=row.key, body=row.body, recorded_at=row.recorded_at)
+        for row in latest.values()
+    ]
+    return publish(records) if records else 0

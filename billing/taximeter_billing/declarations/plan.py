@@ -1,0 +1,79 @@
+"""What applying would change. Pure: the book's state and the declarations in, a plan out."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from taximeter_billing.declarations.reading import Declared
+from taximeter_billing.errors import FrozenError
+from taximeter_schemas.control import ControlKind
+
+Current = Mapping[tuple[ControlKind, str], dict[str, Any]]
+
+# A published rate card stays, whatever the file says now: events were priced with it.
+_PERMANENT = {ControlKind.RATE_CARD}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing to create, change or delete."""
+
+    action: Literal["create", "change", "delete"]
+    kind: ControlKind
+    key: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+    @property
+    def fields(self) -> list[str]:
+        """The names of the fields that differ."""
+        before, after = self.before or {}, self.after or {}
+        return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The changes, in the order in which they are applied, and how much stays as it is."""
+
+    changes: tuple[Change, ...]
+    unchanged: int
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self.changes
+
+
+def make_plan(current: Current, declared: Iterable[Declared], *, prune: bool = False) -> Plan:
+    """Compare. With `prune`, what the file does not hold is deleted, but rate cards.
+
+    Raises FrozenError when a published rate card differs.
+    """
+    changes: list[Change] = []
+    unchanged = 0
+    wanted: set[tuple[ControlKind, str]] = set()
+    for thing in declared:
+        place = (thing.kind, thing.key)
+        wanted.add(place)
+        before = current.get(place)
+        if before is None:
+            changes.append(Change("create", thing.kind, thing.key, None, thing.body))
+        elif _same(thing.kind, before, thing.body):
+            unchanged += 1
+        elif thing.kind in _PERMANENT:
+            raise FrozenError(
+                f"rate card {thing.key} is published and cannot change; declare a new version of it with a later effective_from"
+            )
+        else:
+            changes.append(Change("change", thing.kind, thing.key, before, thing.body))
+    for place, before in current.items() if prune else ():
+        if place not in wanted and place[0] not in _PERMANENT:
+            changes.append(Change("delete", place[0], place[1], before, None))
+    return Plan(tuple(changes), unchanged)
+
+
+def _same(kind: ControlKind, before: dict[str, Any], after: dict[str, Any]) -> bool:
+    if kind is ControlKind.RATE_CARD:
+        # When it became known is the book's business, not the file's.
+        return {**before, "recorded_at": None} == {**after, "recorded_at": None}
+    return before == after
