@@ -167,9 +167,7 @@ class Courier:
                 self._changed.notify_all()
 
     def _turn(self) -> None:
-        with self._changed:
-            stranded = self._spent or (self._away and bool(self._sent))
-        if stranded:
+        if self._spent:
             self._retire_client(self._make_client())
         self._write_waiting()
         try:
@@ -199,8 +197,14 @@ class Courier:
 
     def _on_error(self, error: KafkaError) -> None:
         with self._changed:
+            if broker_is_away(error) and not self._away:
+                self._go_without_broker()
             self._spent = self._spent or error.fatal()
-            self._away = self._away or broker_is_away(error)
+
+    def _go_without_broker(self) -> None:
+        # With a new client: a broker that comes back without its memory knows nothing of the old one's numbers, and
+        # librdkafka would try to agree with it for ever.
+        self._away = self._spent = True
 
     def _on_delivered(self, parcel: Parcel, error: KafkaError | None, _message: Message) -> None:
         with self._changed:
@@ -213,13 +217,16 @@ class Courier:
             if refused_for_good(error) and self._drain.set_aside(parcel.record, error):
                 self._settle(parcel, UndeliverableError(f"the broker refuses the event: {error}"))
                 return
-            self._spent = self._spent or error.fatal()
-            self._away = self._away or not taken_back(error)
+            if not taken_back(error):
+                self._go_without_broker()
             self._waiting.append(parcel)
 
-    def _on_drained(self) -> None:
+    def _on_drained(self, error: KafkaError | None) -> None:
         with self._changed:
-            self._away = False
+            if error is None:
+                self._away = False
+            elif not taken_back(error):
+                self._go_without_broker()
 
     def _write_waiting(self) -> None:
         if time.monotonic() < self._disk_retry_at:

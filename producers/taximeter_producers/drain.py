@@ -19,12 +19,12 @@ _log = logging.getLogger(__name__)
 
 
 class Drain:
-    """One segment at a time, its records in order. `on_success` is called for each acknowledged record."""
+    """One segment at a time, its records in order. `on_report` hears whether each was acknowledged."""
 
-    def __init__(self, spool: Spool, topic: str, on_success: Callable[[], None]) -> None:
+    def __init__(self, spool: Spool, topic: str, on_report: Callable[[KafkaError | None], None]) -> None:
         self._spool = spool
         self._topic = topic
-        self._on_success = on_success
+        self._on_report = on_report
         self._segment: Segment | None = None
         self._unsent: deque[tuple[int, SpoolRecord]] = deque()
         self._failed: list[tuple[int, SpoolRecord]] = []
@@ -68,9 +68,10 @@ class Drain:
 
     def _on_delivered(self, place: int, record: SpoolRecord, error: KafkaError | None, _message: Message) -> None:
         self._in_flight -= 1
-        if error is None:
-            self._on_success()
-        elif not refused_for_good(error) or not self.set_aside(record, error):
+        if error is not None and refused_for_good(error) and self.set_aside(record, error):
+            return
+        self._on_report(error)
+        if error is not None:
             self._failed.append((place, record))
             self.pause(time.monotonic())
 
