@@ -1,0 +1,9 @@
+-- How many rated events do these tenants have, each in its own span, and what is the order-independent hash of them?
+-- Parameters: tenants, starts, ends (arrays of one length).
+SELECT
+    count() AS events,
+    lower(hex(groupBitXor(sipHash128(concat(identity, body, toString(list_pico), '/', toString(metered_pico), '/', rate_card)))))
+FROM usage_events
+WHERE has({tenants:Array(String)}, tenant)
+    AND time >= {starts:Array(DateTime64(6, 'UTC'))}[indexOf({tenants:Array(String)}, tenant)]
+    AND time < {ends:Array(DateTime64(6, 'UTC'))}[indexOf({tenants:Array(String)}, tenant)]
