@@ -57,7 +57,11 @@ class UsageProducer:
             raise ProducerIdError(f"{producer_id!r} is not a producer id: 1 to 64 of A-Z a-z 0-9 . _ -")
         self.worker_id = f"{producer_id}:{uuid4().hex[:8]}"
         spool = Spool(Path(spool_dir) / producer_id, spool_bytes_max)
-        self._courier = Courier(bootstrap_servers, topic, spool, spool_bytes_max, delivery_seconds_max)
+        try:
+            self._courier = Courier(bootstrap_servers, topic, spool, spool_bytes_max, delivery_seconds_max)
+        except BaseException:
+            spool.close()
+            raise
         self._numbering = threading.Lock()
         self._sequence = 0
         self._closed = False

@@ -1,11 +1,14 @@
 """Creates Taximeter's topics on a broker. Running it again changes nothing."""
 
+import logging
+
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from taximeter_producers.errors import TopicsError
 from taximeter_schemas import TOPICS, Topic
 
+_log = logging.getLogger(__name__)
 CREATE_SECONDS_MAX = 30.0
 
 
@@ -16,7 +19,7 @@ def ensure_topics(
 
     or exists with another number of partitions: spend, leases and budgets must agree on where a tenant lives.
     """
-    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers}, logger=_log)
     wanted = [NewTopic(topic.name, partitions, replication, config=topic.config) for topic in topics]
     created = []
     for name, future in admin.create_topics(wanted, operation_timeout=CREATE_SECONDS_MAX).items():
@@ -31,7 +34,10 @@ def ensure_topics(
 
 
 def _check_partitions(admin: AdminClient, topics: tuple[Topic, ...], partitions: int) -> None:
-    metadata = admin.list_topics(timeout=CREATE_SECONDS_MAX)
+    try:
+        metadata = admin.list_topics(timeout=CREATE_SECONDS_MAX)
+    except KafkaException as error:
+        raise TopicsError(f"the topics cannot be listed: {error}") from error
     for topic in topics:
         found = len(metadata.topics[topic.name].partitions) if topic.name in metadata.topics else 0
         if found and found != partitions:
