@@ -1,0 +1,74 @@
+"""What operators do with the book, each in one call: from settings, on the real clock, published to the real log.
+
+The command line and the launcher call these; the functions under them take the book, the time and the publisher as arguments.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from taximeter_billing import keys
+from taximeter_billing.book import ApiKeyRow, open_book
+from taximeter_billing.declarations import Plan, apply_declarations, plan_file, read_file
+from taximeter_billing.declarations.applying import Publish
+from taximeter_billing.settings import BillingSettings
+from taximeter_producers.control import publish
+from taximeter_schemas.control import ControlRecord
+
+
+@contextmanager
+def opened(settings: BillingSettings) -> Iterator[Engine]:
+    """The book of these settings, closed at the end."""
+    book = open_book(settings.database_url)
+    try:
+        yield book
+    finally:
+        book.dispose()
+
+
+def publisher(settings: BillingSettings) -> Publish:
+    """Publishes control records to the log of these settings, and waits for its acknowledgement. Raises ControlError."""
+
+    def send(records: Iterable[ControlRecord]) -> int:
+        return publish(settings.kafka_bootstrap_servers, records)
+
+    return send
+
+
+def plan_of_file(settings: BillingSettings, path: Path, *, prune: bool = False) -> Plan:
+    """What applying the file would change. Raises DeclarationError or FrozenError."""
+    with opened(settings) as book:
+        return plan_file(book, path, prune=prune)
+
+
+def apply_file(settings: BillingSettings, path: Path, actor: str, *, prune: bool = False) -> Plan:
+    """Bring the book to what the file declares and publish it; returns what was changed. Doing it again changes nothing.
+
+    Raises DeclarationError or FrozenError before anything is written, and ControlError when all is recorded but the log does
+    not answer: then the next apply, or the billing service, publishes it.
+    """
+    with opened(settings) as book:
+        return apply_declarations(
+            book, read_file(path), actor, datetime.now(UTC), publisher(settings), prune=prune
+        ).plan
+
+
+def create_key(settings: BillingSettings, tenant: str, actor: str) -> keys.CreatedKey:
+    """Make an API key for a tenant. The secret is shown now and never again. Raises NotFoundError or ControlError."""
+    with opened(settings) as book:
+        return keys.create_key(book, tenant, actor, datetime.now(UTC), publisher(settings))
+
+
+def list_keys(settings: BillingSettings) -> list[ApiKeyRow]:
+    """All API keys, newest last, without their secrets."""
+    with opened(settings) as book:
+        return keys.list_keys(book)
+
+
+def revoke_key(settings: BillingSettings, key_id: str, actor: str) -> None:
+    """Disable an API key. Raises NotFoundError or ControlError."""
+    with opened(settings) as book:
+        keys.revoke_key(book, key_id, actor, datetime.now(UTC), publisher(settings))
