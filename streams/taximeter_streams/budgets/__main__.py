@@ -39,7 +39,13 @@ def main() -> None:
 
 def _quieten() -> None:
     """faust tells of every part that starts, and warns whenever a buffer fills for a moment."""
-    for name in ("faust", "mode", "aiokafka", "taximeter_streams.budgets.transport"):
+    for name in (
+        "faust",
+        "mode",
+        "aiokafka",
+        "taximeter_streams.budgets.transport",
+        "taximeter_streams.budgets.worker",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("faust.transport.producer", "mode.timers"):
         logging.getLogger(name).setLevel(logging.ERROR)

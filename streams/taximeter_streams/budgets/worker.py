@@ -10,6 +10,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import faust
@@ -105,7 +106,7 @@ class BudgetsWorker:
         started = self.app.loop.time()
         try:
             key: bytes = event.message.key or b""
-            if key and self.partition_of(key) != event.message.partition:
+            if key and partition_of(key, self._settings.kafka_partitions) != event.message.partition:
                 # A producer with another partitioner: the tenant's owner is elsewhere, and must get it.
                 metrics.MESSAGES.labels(topic.name, "misrouted").inc()
                 sent = await self._topics[topic.name].send(key=key, value=event.message.value)
@@ -208,9 +209,12 @@ class BudgetsWorker:
         owned = self._owned()
         snapshot = self._decider.snapshot()
         due = self._publisher.due(snapshot, loop_time, self._settings.budgets_refresh_seconds)
-        for tenant in due:
+        for number, tenant in enumerate(due):
+            if number % 50 == 49:
+                # A survey of many tenants must not keep a grant waiting.
+                await asyncio.sleep(0)
             key = tenant.encode()
-            if self.partition_of(key) not in owned or not self._recovered:
+            if partition_of(key, self._settings.kafka_partitions) not in owned or not self._recovered:
                 continue
             state = self._load(key)
             now, rules = datetime.now(UTC), self._decider.rules(tenant)
@@ -221,10 +225,6 @@ class BudgetsWorker:
             async with self._turn:
                 # A limit was lowered: no message will come to say so. The next post marks the alert as raised.
                 await self._send_alerts(self._publisher.earned(state, rules, now))
-
-    def partition_of(self, key: bytes) -> int:
-        """Where Kafka's own partitioner (murmur2) puts that key."""
-        return int((murmur2(key) & 0x7FFFFFFF) % self._settings.kafka_partitions)
 
     def _owned(self) -> set[int]:
         return {tp.partition for tp in self.app.consumer.assignment() if tp.topic == USAGE_SPEND.name}
@@ -238,6 +238,12 @@ class BudgetsWorker:
             key_serializer="raw",
             value_serializer="raw",
         )
+
+
+@lru_cache(maxsize=100_000)
+def partition_of(key: bytes, partitions: int) -> int:
+    """Where Kafka's own partitioner (murmur2) puts that key."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 
 
 def _faust_app(settings: BudgetsSettings) -> Any:
