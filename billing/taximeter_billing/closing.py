@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Literal
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
@@ -38,6 +39,10 @@ class Closed:
     final: list[str] = field(default_factory=list)
     without_usage: list[str] = field(default_factory=list)
     parked: dict[str, str] = field(default_factory=dict)
+
+    def note(self, done: Literal["drafted", "unchanged", "final"], tenant: str) -> None:
+        """Count a tenant under what was done for it."""
+        {"drafted": self.drafted, "unchanged": self.unchanged, "final": self.final}[done].append(tenant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +241,7 @@ def _park(book: Engine, tenant: str, label: str, reason: str, now: datetime) -> 
     return reason
 
 
-def _keep(book: Engine, invoice: Invoice, now: datetime) -> str:
+def _keep(book: Engine, invoice: Invoice, now: datetime) -> Literal["drafted", "unchanged", "final"]:
     """Write a draft over the last one; leave a finalized invoice alone. Says what was done."""
     with Session(book) as session, session.begin():
         parked = session.get(ParkedRow, (invoice.tenant, invoice.period))

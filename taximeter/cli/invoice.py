@@ -1,0 +1,149 @@
+"""`taximeter invoice`: close a month, finalize its drafts, push them to Stripe."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from taximeter.cli.invoice_view import invoice_tables
+from taximeter_billing.book import InvoiceRow
+from taximeter_billing.closing import close_period, finalize_period, find_invoice, list_invoices, list_parked
+from taximeter_billing.errors import BillingError
+from taximeter_billing.operations import opened
+from taximeter_billing.settings import BillingSettings
+from taximeter_billing.warehouse import UsageReader
+from taximeter_schemas.money import currency_exponent, format_pico
+from taximeter_sql import WarehouseError, connect
+
+app = typer.Typer(help="Invoices: close a month, look, finalize, push to Stripe.", no_args_is_help=True)
+
+Month = Annotated[str, typer.Option("--period", help="The month, as YYYY-MM.")]
+OnlyTenant = Annotated[str | None, typer.Option("--tenant", help="This tenant only.")]
+
+
+console = Console()
+
+
+@app.command()
+def close(
+    period: Month,
+    tenant: OnlyTenant = None,
+    early: Annotated[bool, typer.Option("--early", help="Close before the month and its grace are over.")] = False,
+) -> None:
+    """Draft the month's invoices from usage. Doing it again rebuilds drafts and leaves finalized invoices alone."""
+    settings = BillingSettings()
+    with _errors_for_people(), opened(settings) as book, _reader(settings) as reader, _bar() as bar:
+        task = bar.add_task(f"closing {period}")
+
+        def progress(names: str, done: int, every: int) -> None:
+            bar.update(task, description=f"closing {period}: {done} of {every} tenants ({names})")
+
+        closed = close_period(
+            book,
+            reader,
+            period,
+            datetime.now(UTC),
+            grace_hours=settings.grace_hours,
+            early=early,
+            only=tenant,
+            progress=progress,
+        )
+    for what, tenants in (("drafted", closed.drafted), ("unchanged", closed.unchanged), ("final", closed.final)):
+        if tenants:
+            console.print(f"{what}: {', '.join(tenants)}", highlight=False)
+    if closed.without_usage:
+        console.print(f"[dim]without usage: {', '.join(closed.without_usage)}[/]", highlight=False)
+    for name, reason in closed.parked.items():
+        console.print(f"[yellow]parked: {name}: {escape(reason)}[/]", highlight=False)
+
+
+@app.command()
+def finalize(period: Month, tenant: OnlyTenant = None) -> None:
+    """Finalize the month's drafts with gapless numbers. Nothing finalized changes; doing it again does nothing."""
+    settings = BillingSettings()
+    with _errors_for_people(), opened(settings) as book:
+        rows = finalize_period(book, period, settings.invoice_series, datetime.now(UTC), tenant)
+    for row in rows:
+        console.print(f"{row.number}: {row.tenant}, {minor(row.total_minor, row.currency)}", highlight=False)
+    if not rows:
+        console.print("no drafts to finalize")
+
+
+@app.command("list")
+def list_all(period: Annotated[str | None, typer.Option("--period", help="This month only.")] = None) -> None:
+    """All invoices, drafts included, and parked tenants with the reason."""
+    with _errors_for_people(), opened(BillingSettings()) as book:
+        rows, parked = list_invoices(book, period), list_parked(book, period)
+    console.print(invoices_table(rows))
+    for held in parked:
+        console.print(f"[yellow]parked: {held.tenant} {held.period}: {escape(held.reason)}[/]", highlight=False)
+
+
+@app.command()
+def show(reference: Annotated[str, typer.Argument(help="An invoice's number, or TENANT/PERIOD.")]) -> None:
+    """One invoice: its lines with list, cache savings and net, and what it was made from."""
+    with _errors_for_people(), opened(BillingSettings()) as book:
+        row = find_invoice(book, reference)
+    for part in invoice_tables(row):
+        console.print(part)
+
+
+@app.command()
+def push(period: Month, tenant: OnlyTenant = None) -> None:
+    """Create the month's finalized invoices in Stripe, the total compared before finalizing. Again: nothing changes."""
+    from taximeter_billing.pushing import push_period
+
+    settings = BillingSettings()
+    with _errors_for_people(), opened(settings) as book:
+        for row, result in push_period(book, settings, period, tenant):
+            made = "created" if result.created else "was there"
+            console.print(f"{row.number}: {result.stripe_invoice_id} {made}, {result.status}", highlight=False)
+
+
+@contextmanager
+def _reader(settings: BillingSettings) -> Iterator[UsageReader]:
+    client = connect(settings.clickhouse_url)
+    try:
+        yield UsageReader(client)
+    finally:
+        client.close()
+
+
+@contextmanager
+def _errors_for_people() -> Iterator[None]:
+    """Expected errors are one line and exit status 2; anything else crashes loudly."""
+    try:
+        yield
+    except (BillingError, WarehouseError) as error:
+        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def _bar() -> Progress:
+    return Progress(SpinnerColumn(), TextColumn("{task.description}"), transient=True)
+
+
+def invoices_table(rows: list[InvoiceRow]) -> Table:
+    """Invoices as a table: number, list, savings, and what is to be paid."""
+    table = Table("number", "tenant", "period", "status")
+    for name in ("list", "cache savings", "to pay"):
+        table.add_column(name, justify="right")
+    table.add_column("Stripe")
+    for row in rows:
+        places = currency_exponent(row.currency)
+        amounts = [format_pico(amount, row.currency, places) for amount in (row.list_pico, row.savings_pico)]
+        total = minor(row.total_minor, row.currency)
+        table.add_row(row.number or "-", row.tenant, row.period, row.status, *amounts, total, row.stripe_status or "-")
+    return table
+
+
+def minor(amount_minor: int, currency: str) -> str:
+    """Minor units for people: 1250 of USD is "12.50 USD"."""
+    return f"{Decimal(amount_minor).scaleb(-currency_exponent(currency)):,} {currency}"
