@@ -7,40 +7,9 @@ from dataclasses import dataclass
 from taximeter.workload.requests import PlannedRequest
 
 CHAT_MODEL, LARGE_MODEL, EMBEDDING_MODEL = "llama-3.1-8b", "llama-3.1-70b", "embed-small"
-_WORDS = tuple(
-    [
-        "invoice",
-        "tenant",
-        "ledger",
-        "prompt",
-        "cache",
-        "token",
-        "budget",
-        "reset",
-        "window",
-        "region",
-        "model",
-        "queue",
-        "batch",
-        "stream",
-        "answer",
-        "clause",
-        "contract",
-        "refund",
-        "ticket",
-        "shipment",
-        "parcel",
-        "sensor",
-        "turbine",
-        "patient",
-        "ward",
-        "lesson",
-        "grade",
-        "forecast",
-        "margin",
-        "audit",
-    ]
-)
+_VOCABULARY = """invoice tenant ledger prompt cache token budget reset window region model queue batch stream answer
+clause contract refund ticket shipment parcel sensor turbine patient ward lesson grade forecast margin audit"""
+_WORDS = _VOCABULARY.split()
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,8 +65,12 @@ class Engine:
         )
 
     def embed(self, request: EmbeddingRequest) -> int:
-        """Embed texts; returns their tokens."""
-        return sum(self._prefill(request.model, [text], request.cache_salt)[0] for text in request.texts)
+        """Embed texts, without a cache; returns their tokens. Raises RefusedError when the model is unknown."""
+        self.check_model(request.model)
+        tokens = read_prompt(request.texts, self.settings.upstream_block_tokens).tokens
+        self._count(request.model, "requests", 1)
+        self._count(request.model, "prompt_tokens", tokens)
+        return tokens
 
     def emit(self, generation: Generation, tokens: int) -> None:
         """Count tokens of the answer as generated."""
