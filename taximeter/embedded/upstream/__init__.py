@@ -1,1 +1,1 @@
-"""A simulated OpenAI-compatible model server with a real prefix cache: for the embedded stack, demos, replays and tests."""
+"""A simulated OpenAI-compatible model server: no model, but a tokenizer, a prefix cache and usage that are real."""
