@@ -2,7 +2,7 @@
 
 A record counts as safe after the broker's acknowledgement or an fsync. One is taken only if it would also fit into the
 spool, so whatever the broker fails to take later has a place. While the broker is away, records go to the spool at once;
-the spool's oldest segment is offered to the broker all the time, and its first success says that the broker is back.
+once it has the topic again, the spool's oldest segment is offered to it, and its success says that the broker is back.
 """
 
 import itertools
@@ -11,7 +11,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from functools import partial
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -27,8 +27,10 @@ from taximeter_producers.kafka_client import (
     taken_back,
 )
 from taximeter_producers.spool import Spool
+from taximeter_producers.topic_probe import TopicProbe
 
 _POLL_SECONDS = 0.05
+_UNKNOWN_SECONDS_MAX = 5.0
 _DISK_RETRY_SECONDS = 1.0
 _PURGE_SECONDS_MAX = 10.0
 _WAITING_BYTES_MAX = QUEUE_KIBIBYTES_MAX * 1024
@@ -40,6 +42,14 @@ class Safe(StrEnum):
 
     BROKER = "broker"
     SPOOL = "spool"
+
+
+class _Broker(Enum):
+    """What is known: nothing yet (records wait for a few seconds), it takes messages, or it does not."""
+
+    UNKNOWN = auto()
+    THERE = auto()
+    AWAY = auto()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,14 +79,18 @@ class Courier:
         self._topic = topic
         self._spool = spool
         self._spool_bytes_max = spool_bytes_max
+        self._make_probe = partial(TopicProbe, bootstrap_servers, topic)
         self._make_client = partial(make_client, bootstrap_servers, delivery_seconds_max, self._on_error)
         self._changed = threading.Condition()
         self._sent: dict[int, Parcel] = {}
         """In the Kafka client, not acknowledged."""
         self._waiting: list[Parcel] = []
-        """For the spool, not written yet."""
+        """For the spool, not written yet (or for the client, while the broker is unknown)."""
         self._unsafe_bytes = 0
-        self._away = False
+        self._broker = _Broker.UNKNOWN
+        self._unknown_until = time.monotonic() + _UNKNOWN_SECONDS_MAX
+        self._probe: TopicProbe | None = self._make_probe()
+        """None once the topic is known to exist."""
         self._spent = False
         """The Kafka client is of no more use."""
         self._ended = False
@@ -90,7 +104,7 @@ class Courier:
     def state(self) -> CourierState:
         """What is where now."""
         with self._changed:
-            return CourierState(self._unsafe(), self._spool.size_bytes, self._away)
+            return CourierState(self._unsafe(), self._spool.size_bytes, self._broker is _Broker.AWAY)
 
     def take(self, parcel: Parcel) -> None:
         """Take a record, without waiting for network or disk. Raises SpoolFullError when it would not fit into the spool."""
@@ -103,7 +117,7 @@ class Courier:
             if self._unsafe_bytes + size > 2 * _WAITING_BYTES_MAX:
                 raise SpoolFullError("too much waits for the disk")
             self._unsafe_bytes += size
-            if self._away or self._spent or not self._send(parcel):
+            if self._broker is not _Broker.THERE or self._spent or not self._send(parcel):
                 self._waiting.append(parcel)
 
     def flush(self, timeout_seconds: float, drained: bool = False) -> int:
@@ -113,7 +127,7 @@ class Courier:
         """
 
         def done() -> bool:
-            idle = not drained or self._away or not self._spool.size_bytes
+            idle = not drained or self._broker is _Broker.AWAY or not self._spool.size_bytes
             return self._ended or (idle and not self._unsafe())
 
         with self._changed:
@@ -163,22 +177,42 @@ class Courier:
             self._spool.close()
             with self._changed:
                 self._ended = True
+                self._waiting.extend(self._sent.values())
+                self._sent.clear()
                 self._fail_those_asked_for(SpoolError("the producer ended before the event was safe"))
                 self._changed.notify_all()
 
     def _turn(self) -> None:
         if self._spent:
             self._retire_client(self._make_client())
-        self._write_waiting()
-        try:
-            self._drain.advance(self._client, time.monotonic())
-        except SpoolError as error:
-            _log.error("%s", error)
-            self._drain.pause(time.monotonic())
-        except KafkaException as error:
-            self._give_up_client(error)
+        now = time.monotonic()
+        self._look_for_broker(now)
+        if self._broker is not _Broker.UNKNOWN:
+            self._write_waiting()
+        if self._probe is None:
+            self._advance_drain(now)
         with self._changed:
             self._changed.notify_all()
+
+    def _look_for_broker(self, now: float) -> None:
+        if self._probe is not None and self._probe.topic_exists(now):
+            with self._changed:
+                self._probe = None
+                if self._broker is _Broker.UNKNOWN or not self._spool.size_bytes:
+                    self._broker = _Broker.THERE
+                    self._waiting = [parcel for parcel in self._waiting if not self._send(parcel)]
+        elif self._broker is _Broker.UNKNOWN and now > self._unknown_until:
+            with self._changed:
+                self._broker = _Broker.AWAY
+
+    def _advance_drain(self, now: float) -> None:
+        try:
+            self._drain.advance(self._client, now)
+        except SpoolError as error:
+            _log.error("%s", error)
+            self._drain.pause(now)
+        except KafkaException as error:
+            self._give_up_client(error)
 
     def _retire_client(self, successor: Producer) -> None:
         """Take back what the Kafka client holds. Whatever it already sent may be in the log as well: it counts once.
@@ -197,21 +231,21 @@ class Courier:
 
     def _on_error(self, error: KafkaError) -> None:
         with self._changed:
-            if broker_is_away(error) and not self._away:
+            if broker_is_away(error) and self._broker is not _Broker.AWAY:
                 self._go_without_broker()
             self._spent = self._spent or error.fatal()
 
     def _go_without_broker(self) -> None:
         # With a new client: a broker that comes back without its memory knows nothing of the old one's numbers, and
         # librdkafka would try to agree with it for ever.
-        self._away = self._spent = True
+        self._broker, self._spent = _Broker.AWAY, True
+        self._probe = self._probe or self._make_probe()
 
     def _on_delivered(self, parcel: Parcel, error: KafkaError | None, _message: Message) -> None:
         with self._changed:
             if self._sent.pop(parcel.number, None) is None:
                 return
             if error is None:
-                self._away = False
                 self._settle(parcel, Safe.BROKER)
                 return
             if refused_for_good(error) and self._drain.set_aside(parcel.record, error):
@@ -223,9 +257,9 @@ class Courier:
 
     def _on_drained(self, error: KafkaError | None) -> None:
         with self._changed:
-            if error is None:
-                self._away = False
-            elif not taken_back(error):
+            if error is None and self._probe is None:
+                self._broker = _Broker.THERE
+            elif error is not None and not taken_back(error):
                 self._go_without_broker()
 
     def _write_waiting(self) -> None:

@@ -1,0 +1,75 @@
+"""Control records fold into a snapshot."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from taximeter_schemas.control import ControlKind, ControlRecord
+from taximeter_schemas.control_snapshot import ControlSnapshot
+
+NOW = datetime(2026, 11, 24, 8, tzinfo=UTC)
+TENANT = {"id": "acme", "rate_card": "gold"}
+BUDGET = {"id": "b1", "tenant": "acme", "limit_pico": 5}
+SHA = "0" * 64
+
+
+def record(kind: ControlKind, name: str, body: dict[str, Any] | None) -> ControlRecord:
+    return ControlRecord(kind=kind, id=name, body=body, recorded_at=NOW)
+
+
+def folded(*records: ControlRecord) -> ControlSnapshot:
+    snapshot = ControlSnapshot()
+    for one in records:
+        snapshot = snapshot.apply(one)
+    return snapshot
+
+
+def card(version: int, effective_from: datetime) -> ControlRecord:
+    body = {
+        "id": "gold",
+        "version": version,
+        "effective_from": effective_from.isoformat(),
+        "recorded_at": NOW.isoformat(),
+        "prices": [{"model": "m", "uncached_input": 1}],
+    }
+    return record(ControlKind.RATE_CARD, f"gold@{version}", body)
+
+
+DECLARED = (
+    record(ControlKind.TENANT, "acme", TENANT),
+    record(ControlKind.API_KEY, SHA, {"id": "k1", "tenant": "acme", "key_sha256": SHA}),
+    record(ControlKind.BUDGET, "b1", BUDGET),
+    record(ControlKind.CACHE_POOL, "p", {"id": "p", "tenants": ["acme"]}),
+    record(ControlKind.CACHE_POLICY, "default@1", {"kind": "retain"}),
+    record(ControlKind.ALERT_ENDPOINT, "e", {"id": "e", "url": "https://x.test/", "secret": "whsec_" + "A" * 32}),
+    card(1, NOW),
+)
+
+
+def test_applying_twice_changes_nothing() -> None:
+    once = folded(*DECLARED)
+    assert folded(*DECLARED, *DECLARED) == once
+    assert once.api_keys[SHA].tenant == "acme"
+    assert once.budgets["acme"][0].limit_pico == 5
+    assert once.cache_policies["default@1"] == {"kind": "retain"}
+
+
+def test_a_record_without_a_body_deletes() -> None:
+    assert folded(*DECLARED, *(record(r.kind, r.id, None) for r in DECLARED)) == ControlSnapshot()
+
+
+def test_a_budget_can_move_to_another_tenant() -> None:
+    moved = folded(*DECLARED, record(ControlKind.BUDGET, "b1", BUDGET | {"tenant": "globex"}))
+    assert set(moved.budgets) == {"globex"}
+
+
+def test_the_card_that_holds_at_a_moment() -> None:
+    snapshot = folded(*DECLARED, card(2, NOW + timedelta(days=1)))
+    cases = [
+        ("acme", NOW - timedelta(seconds=1), None),  # before the first card
+        ("acme", NOW, 1),
+        ("acme", NOW + timedelta(days=1), 2),
+        ("nobody", NOW, None),  # unknown tenant
+    ]
+    for tenant, moment, version in cases:
+        held = snapshot.card_for(tenant, moment)
+        assert (held.version if held else None) == version, (tenant, moment)
