@@ -120,6 +120,8 @@ class Upstream:
                 return self._engine.abort(generation)
             self._engine.emit(generation, tokens)
             await _send_part(send, shape.part(generation, tokens, reporting))
+        if not generation.length:
+            await _send_part(send, shape.part(generation, 0, reporting))
         await send({"type": "http.response.body", "body": shape.closing(generation, reporting)})
 
     @staticmethod
