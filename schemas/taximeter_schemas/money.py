@@ -4,12 +4,15 @@ A pico-unit is fine enough for a price per token (1 USD per million tokens is 1,
 numbers add up exactly. Rounding to what a bank can pay happens once, in billing.
 """
 
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation
 
 from taximeter_schemas.errors import AmountError
 
 PICO_PER_UNIT = 10**12
 TOKENS_PER_PRICE_UNIT = 1_000_000
+
+# Wider than any sum of money, and an error rather than a rounding where it is not wide enough.
+_EXACT = Context(prec=60, traps=[InvalidOperation, Inexact])
 
 # ISO 4217 minor-unit exponents other than 2, for the currencies that Stripe accepts.
 _EXPONENTS = {
@@ -31,10 +34,12 @@ def pico_per_minor_unit(currency: str) -> int:
 
 def to_pico(amount: str | int | Decimal) -> int:
     """An amount in major units ("12.50") as pico-units. Raises AmountError when it is not a number or is finer than 1e-12."""
-    if isinstance(amount, float):
-        raise AmountError(f"a float is not an exact amount: {amount!r}; write it as a string")
+    if isinstance(amount, float | bool):
+        raise AmountError(f"a {type(amount).__name__} is not an exact amount: {amount!r}; write it as a string")
     try:
-        scaled = Decimal(amount).scaleb(12)
+        scaled = Decimal(amount).scaleb(12, _EXACT)
+    except Inexact:
+        raise AmountError(f"finer than 1e-12, or beyond all measure: {amount!r}") from None
     except InvalidOperation:
         raise AmountError(f"not an amount: {amount!r}") from None
     if not scaled.is_finite() or scaled != scaled.to_integral_value():
@@ -52,7 +57,7 @@ def price_per_token_pico(per_million: str | int | Decimal) -> int:
 
 def from_pico(amount_pico: int) -> Decimal:
     """Pico-units as an exact Decimal in major units."""
-    return Decimal(amount_pico).scaleb(-12)
+    return Decimal(amount_pico).scaleb(-12, _EXACT)
 
 
 def format_pico(amount_pico: int, currency: str, places: int | None = None) -> str:

@@ -13,8 +13,9 @@ from sqlalchemy import Engine, delete, select
 from sqlalchemy.orm import Session
 
 from taximeter_billing.book import AuditRow, DeclaredRow, OutboxRow
+from taximeter_billing.declarations.declared import Declared
 from taximeter_billing.declarations.plan import Change, Plan, make_plan
-from taximeter_billing.declarations.reading import Declared, read_file
+from taximeter_billing.declarations.reading import read_file
 from taximeter_schemas.control import ControlKind, ControlRecord
 
 Publish = Callable[[Iterable[ControlRecord]], int]

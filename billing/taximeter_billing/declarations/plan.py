@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from taximeter_billing.declarations.reading import Declared
+from taximeter_billing.declarations.declared import Declared
 from taximeter_billing.errors import FrozenError
 from taximeter_schemas.control import ControlKind
 
@@ -47,7 +47,7 @@ class Plan:
 def make_plan(current: Current, declared: Iterable[Declared], *, prune: bool = False) -> Plan:
     """Compare. With `prune`, what the file does not hold is deleted, but rate cards.
 
-    Raises FrozenError when a published rate card differs.
+    Raises FrozenError when a published version of a rate card or cache policy differs.
     """
     changes: list[Change] = []
     unchanged = 0
@@ -63,6 +63,11 @@ def make_plan(current: Current, declared: Iterable[Declared], *, prune: bool = F
         elif thing.kind in _PERMANENT:
             raise FrozenError(
                 f"rate card {thing.key} is published and cannot change; declare a new version of it with a later effective_from"
+            )
+        elif thing.kind is ControlKind.CACHE_POLICY and thing.body["version"] <= before["version"]:
+            raise FrozenError(
+                f"cache policy {thing.key}@{before['version']} is published and cannot change; declare version"
+                f" {before['version'] + 1}"
             )
         else:
             changes.append(Change("change", thing.kind, thing.key, before, thing.body))
