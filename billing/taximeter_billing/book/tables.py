@@ -1,6 +1,6 @@
 """The tables of the book. Amounts are pico-units kept as text: they outgrow 64 bits, and no database may round them."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import JSON, Boolean, DateTime, Integer, String, Text, TypeDecorator, UniqueConstraint
@@ -23,10 +23,28 @@ class Pico(TypeDecorator[int]):
         return None if value is None else int(value)
 
 
+class Instant(TypeDecorator[datetime]):
+    """An aware time, kept in UTC. SQLite forgets the zone, so it is put back on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To the database. A time without a zone is a mistake of ours."""
+        assert value is None or value.tzinfo is not None, "a time without a zone"
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
+        """From the database."""
+        if not isinstance(value, datetime):
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
 class Base(DeclarativeBase):
     """Root of the mapped classes."""
 
-    type_annotation_map = {datetime: DateTime(timezone=True), dict[str, Any]: JSON}  # noqa: RUF012 - SQLAlchemy's own form
+    type_annotation_map = {datetime: Instant, dict[str, Any]: JSON}  # noqa: RUF012 - SQLAlchemy's own form
 
 
 class DeclaredRow(Base):
