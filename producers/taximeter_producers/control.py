@@ -53,6 +53,11 @@ class ControlFollower:
         """What is declared now."""
         return self._snapshot
 
+    @property
+    def following(self) -> bool:
+        """Whether the snapshot is kept up to date: read to the end once, and the thread is there."""
+        return self._caught_up.is_set() and self._thread is not None and self._thread.is_alive()
+
     def stop(self) -> None:
         """Stop following."""
         self._stopping.set()

@@ -24,6 +24,8 @@ class ControlSnapshot:
     cache_pools: Mapping[str, CachePool] = field(default_factory=dict)
     cache_policies: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     alert_endpoints: Mapping[str, AlertEndpoint] = field(default_factory=dict)
+    _budget_holders: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Budget id to tenant: a tombstone does not name the tenant, and a search through all would take too long."""
 
     def apply(self, record: ControlRecord) -> "ControlSnapshot":
         """The snapshot after one more record. A record without a body deletes. Applying it twice changes nothing."""
@@ -45,7 +47,7 @@ class ControlSnapshot:
             case ControlKind.RATE_CARD:
                 return replace(self, rate_cards=self._rate_cards_with(key, body))
             case ControlKind.BUDGET:
-                return replace(self, budgets=self._budgets_with(key, body))
+                return self._with_budget(key, Budget.model_validate(body) if body else None)
 
     def card_for(self, tenant_id: str, moment: datetime) -> RateCard | None:
         """The version of the tenant's rate card that holds at that moment; None when there is none."""
@@ -58,15 +60,20 @@ class ControlSnapshot:
         cards = (*others, RateCard.model_validate(body)) if body else others
         return _with(self.rate_cards, card_id, cards)
 
-    def _budgets_with(self, key: str, body: dict[str, Any] | None) -> Mapping[str, tuple[Budget, ...]]:
-        # A tombstone does not name the tenant, so the old budget is looked for everywhere.
-        kept = {tenant: tuple(b for b in budgets if b.id != key) for tenant, budgets in self.budgets.items()}
-        if body:
-            budget = Budget.model_validate(body)
-            kept[budget.tenant] = (*kept.get(budget.tenant, ()), budget)
-        return {tenant: budgets for tenant, budgets in kept.items() if budgets}
+    def _with_budget(self, key: str, budget: Budget | None) -> "ControlSnapshot":
+        budgets = self.budgets
+        if (holder := self._budget_holders.get(key)) is not None:
+            budgets = _with(budgets, holder, tuple(held for held in budgets[holder] if held.id != key))
+        if budget is not None:
+            budgets = _with(budgets, budget.tenant, (*budgets.get(budget.tenant, ()), budget))
+        holders = _with(self._budget_holders, key, budget.tenant if budget else None)
+        return replace(self, budgets=budgets, _budget_holders=holders)
 
 
 def _with(mapping: Mapping[str, T], key: str, value: T | None) -> Mapping[str, T]:
-    rest = {name: held for name, held in mapping.items() if name != key}
-    return {**rest, key: value} if value else rest
+    changed = dict(mapping)
+    if value:
+        changed[key] = value
+    else:
+        changed.pop(key, None)
+    return changed

@@ -47,6 +47,7 @@ def test_a_follower_reads_to_the_end_and_then_follows(all_topics: str, topic_suf
     follower = ControlFollower(all_topics, on_change)
     follower.start(SECONDS_MAX)
     try:
+        assert follower.following
         assert set(names) <= set(follower.snapshot().tenants)
         publish(all_topics, [tenant(names[0], {"id": names[0], "name": "new"}), tenant(names[1], None)])
         # A message without a value deletes as well, and what cannot be read is left out.
@@ -64,6 +65,7 @@ def test_a_follower_reads_to_the_end_and_then_follows(all_topics: str, topic_suf
             assert changed.wait_for(settled, SECONDS_MAX)
     finally:
         follower.stop()
+    assert not follower.following
 
 
 def test_no_broker_is_said_in_time() -> None:
