@@ -57,7 +57,7 @@ class Stack:
     report: Report = lambda _text: None
     children: dict[str, ChildProcess] = field(default_factory=dict)
     _broker: EmbeddedBroker | None = None
-    _log_id: str = "kafka"
+    log_id: str = "kafka"
     service_environment: dict[str, str] = field(default_factory=dict)
     _addresses: Addresses | None = None
 
@@ -174,7 +174,7 @@ class Stack:
         self._broker = EmbeddedBroker(self.data_dir / "broker", free_port() if self.random_ports else 9092)
         self._broker.start()
         # The broker's memory begins empty, so its offsets mean nothing to the rows of an earlier life.
-        self._log_id = f"embedded-{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        self.log_id = f"embedded-{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self.report("broker is ready")
         return self._broker.bootstrap_servers
 
@@ -183,7 +183,7 @@ class Stack:
         return {
             "TAXIMETER_KAFKA_BOOTSTRAP_SERVERS": addresses.kafka,
             "TAXIMETER_KAFKA_PARTITIONS": str(PARTITIONS),
-            "TAXIMETER_LOG_ID": self._log_id,
+            "TAXIMETER_LOG_ID": self.log_id,
             "TAXIMETER_KAFKA_REBALANCE_TIMEOUT_SECONDS": "3" if self._broker else "10",
             "TAXIMETER_CLICKHOUSE_URL": addresses.clickhouse_url,
             "TAXIMETER_DATABASE_URL": f"sqlite:///{self.data_dir / 'billing.db'}",

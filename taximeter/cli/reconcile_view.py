@@ -1,0 +1,31 @@
+"""A reconciliation's report for the terminal."""
+
+from rich.table import Table
+from rich.text import Text
+
+from taximeter.reconcile import Report
+
+_FINDINGS_SHOWN = 12
+
+
+def report_tables(report: Report) -> list[Table | Text]:
+    """Counts by tenant, then each law with whether it holds, then what does not agree."""
+    counts = Table("tenant", title="produced = rated + unrated + duplicate + rejected", title_justify="left")
+    for name in ("produced", "rated", "unrated", "duplicate", "rejected"):
+        counts.add_column(name, justify="right")
+    for row in report.tenants:
+        numbers = (row.produced, row.rated, row.unrated, row.duplicate, row.rejected)
+        counts.add_row(row.tenant, *(f"{number:,}" for number in numbers))
+    laws = Table("law", "compared", "holds")
+    parts: list[Table | Text] = [counts, laws]
+    for check in report.checks:
+        verdict = Text("yes", style="green") if check.holds else Text(f"NO ({len(check.findings)})", style="bold red")
+        laws.add_row(check.law, check.compared, verdict)
+        for found in check.findings[:_FINDINGS_SHOWN]:
+            parts.append(Text(f"  {check.law}: {found.subject}: {found.detail}", style="red"))
+    verdict = (
+        Text("Every law holds.", style="bold green")
+        if report.clean
+        else Text("Something does not agree.", style="bold red")
+    )
+    return [*parts, verdict]

@@ -1,0 +1,1 @@
+"""The demo: the whole pipeline on the embedded stack, from tagged requests to invoices that are proven."""

@@ -1,0 +1,38 @@
+"""The checks that need the book: raw usage against invoices, and invoices against Stripe."""
+
+from collections.abc import Iterable
+
+from clickhouse_connect.driver.client import Client
+
+from taximeter.reconcile.findings import Check, Finding
+from taximeter_billing.book import InvoiceRow, ParkedRow
+from taximeter_schemas.money import format_pico
+from taximeter_schemas.periods import billing_month
+from taximeter_schemas.tenants import Tenant
+
+_SUMS = """SELECT count(), sum(toInt128(list_pico)), sum(toInt128(metered_pico)) FROM usage_events
+WHERE tenant = {tenant:String} AND time >= {start:DateTime64(6, 'UTC')} AND time < {end:DateTime64(6, 'UTC')}"""
+
+
+def check_invoices(client: Client, invoices: Iterable[InvoiceRow], tenants: dict[str, Tenant]) -> Check:
+    """An invoice's list total is the raw rows' own, and its lines sum to its totals, exactly."""
+    findings = []
+    count = 0
+    for row in invoices:
+        count += 1
+        subject = f"{row.number or 'draft'} ({row.tenant}, {row.period})"
+        period = billing_month(row.period, tenants[row.tenant].time_zone)
+        parameters = {"tenant": row.tenant, "start": period.start, "end": period.end}
+        _events, list_pico, _metered = client.query(_SUMS, parameters=parameters).result_rows[0]
+        if list_pico != row.list_pico:
+            off = format_pico(list_pico - row.list_pico, row.currency)
+            findings.append(Finding(subject, f"the raw rows hold {off} more at list price", row.tenant))
+        if row.list_pico - row.savings_pico != row.net_pico:
+            findings.append(Finding(subject, "list less savings is not net", row.tenant))
+    return Check("raw = invoice", f"{count} invoices against the raw rows, to 1e-12", tuple(findings))
+
+
+def check_parked(parked: Iterable[ParkedRow]) -> Check:
+    """No tenant's period is parked."""
+    findings = tuple(Finding(f"{row.tenant}, {row.period}", f"parked: {row.reason}", row.tenant) for row in parked)
+    return Check("nothing hidden", "tenants whose invoice is parked", findings)
