@@ -25,9 +25,7 @@ from taximeter.workload.traces import TraceError, TraceRequest, read_trace
 def command(
     trace: Annotated[Path, typer.Option("--trace", help="A Mooncake JSONL or an Azure CSV file.")],
     data: Annotated[Path, typer.Option(help="The folder for the stack's data.")] = Path("data/replay"),
-    tenants: Annotated[
-        int, typer.Option(min=1, max=500, help="How many tenants to draw from, a few large and a long tail.")
-    ] = 20,
+    tenants: Annotated[int, typer.Option(min=1, max=500, help="How many tenants: a few large, a long tail.")] = 20,
     pools: Annotated[int, typer.Option(min=1, max=500, help="How many cache pools they are dealt over.")] = 3,
     seed: Annotated[int, typer.Option(help="The same seed draws the same tenants.")] = 1,
     speed: Annotated[float, typer.Option(min=0, help="Times faster than recorded; 0 is as fast as it goes.")] = 0,
@@ -84,10 +82,10 @@ def _send(
 
 def _show(console: Console, requests: list[TraceRequest], outcome: Outcome) -> None:
     recorded_in, recorded_out = sum(r.input_tokens for r in requests), sum(r.output_tokens for r in requests)
-    console.print(
-        f"{outcome.served:,} of {len(requests):,} requests served; tokens in {outcome.prompt_tokens:,} (recorded {recorded_in:,}), "
-        f"of them cached {outcome.cached_tokens:,}; out {outcome.output_tokens:,} (recorded {recorded_out:,})",
-        highlight=False,
+    counts = (
+        f"tokens in {outcome.prompt_tokens:,} (recorded {recorded_in:,}), of them cached {outcome.cached_tokens:,}",
+        f"tokens out {outcome.output_tokens:,} (recorded {recorded_out:,})",
     )
+    console.print(f"{outcome.served:,} of {len(requests):,} requests served; {'; '.join(counts)}", highlight=False)
     for (tenant, code), count in outcome.errors.items():
         console.print(f"[yellow]{tenant}: {count} times {code}[/]", highlight=False)

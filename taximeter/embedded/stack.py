@@ -113,7 +113,6 @@ class Stack:
         )
         common = self.service_environment = self._environment(ports)
         face = [
-            "-m",
             "taximeter.embedded.clickhouse_face",
             "--path",
             str(self.data_dir / "clickhouse"),
@@ -122,7 +121,6 @@ class Stack:
         ]
         self._spawn("clickhouse", face, common)
         double = [
-            "-m",
             "taximeter_billing.payments.double",
             "--data",
             str(self.data_dir / "stripe.db"),

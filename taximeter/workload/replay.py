@@ -15,7 +15,7 @@ FEATURES = ("chat", "agent", "search")
 
 @dataclass(frozen=True, slots=True)
 class ReplayPlan:
-    """How to replay: tenants (largest first), seed, how many times faster than recorded (0: as fast as it goes), how many at once."""
+    """How to replay: tenants (largest first), seed, speed against the recording (0: as fast as it goes), how many at once."""
 
     tenants: Sequence[str]
     seed: int
