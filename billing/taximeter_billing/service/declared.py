@@ -83,10 +83,18 @@ def router(settings: BillingSettings, book: Engine, caller: Callable[..., str]) 
         """Who changed what, newest first."""
         with Session(book) as session:
             rows = session.scalars(select(AuditRow).order_by(AuditRow.id.desc()).limit(limit))
-            names = ("id", "at", "actor", "action", "kind", "key", "before", "after")
-            return [{name: getattr(row, name) for name in names} for row in rows]
+            names = ("id", "at", "actor", "action", "kind", "key")
+            return [
+                {**{name: getattr(row, name) for name in names}, "before": _open(row.before), "after": _open(row.after)}
+                for row in rows
+            ]
 
     return api
+
+
+def _open(body: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A body without the secret that an alert endpoint signs with."""
+    return {**body, "secret": "(secret)"} if body and "secret" in body else body
 
 
 def _reads_all(book: Engine, kind: ControlKind) -> Callable[[str | None], list[dict[str, Any]]]:

@@ -2,7 +2,7 @@
 -- Parameters: tenants, starts, ends (arrays of one length).
 SELECT
     count() AS events,
-    lower(hex(groupBitXor(sipHash128(concat(identity, body, toString(list_pico), '/', toString(metered_pico), '/', rate_card)))))
+    lower(hex(groupBitXor(reinterpretAsUInt128(sipHash128(identity, body, list_pico, metered_pico, rate_card)))))
 FROM usage_events
 WHERE has({tenants:Array(String)}, tenant)
     AND time >= {starts:Array(DateTime64(6, 'UTC'))}[indexOf({tenants:Array(String)}, tenant)]
