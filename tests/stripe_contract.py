@@ -9,7 +9,7 @@ from typing import Any
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.protocols import Validator
 from jsonschema.validators import extend
-from referencing import Registry, Resource
+from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 Keyword = Callable[[Validator, Any, Any, dict[str, Any]], Iterator[ValidationError] | None]
@@ -56,13 +56,15 @@ def _form_type(validator: Validator, kind: Any, instance: Any, schema: dict[str,
         yield ValidationError(f"{instance!r} is not of type {kind}")
 
 
-_ANSWERS = extend(Draft202012Validator, {name: _nullable(name) for name in ("type", "anyOf", "enum")})
-_FORMS = extend(Draft202012Validator, {"type": _form_type})
+_extend: Callable[..., Any] = extend
+_ANSWERS = _extend(Draft202012Validator, {name: _nullable(name) for name in ("type", "anyOf", "enum")})
+_FORMS = _extend(Draft202012Validator, {"type": _form_type})
 
 
 @cache
 def _registry() -> Registry[Any]:
-    return Registry().with_resource("urn:stripe", Resource(specification(), DRAFT202012))
+    empty: Registry[Any] = Registry()
+    return empty.with_resource("urn:stripe", DRAFT202012.create_resource(specification()))
 
 
 def operation(method: str, path: str) -> dict[str, Any]:
