@@ -1,0 +1,76 @@
+"""Counts prompts by the model server's own tokenizer (vLLM's /tokenize), and remembers what it counted."""
+
+from collections import OrderedDict
+from hashlib import blake2b
+
+import msgspec
+
+from taximeter_inference.gateway.bodies import ClientBody, Fields
+from taximeter_inference.gateway.errors import UpstreamRefusedError
+from taximeter_inference.gateway.upstream import Upstream
+from taximeter_schemas.events import Operation
+
+COUNTS_REMEMBERED_MAX = 10_000
+_CHAT_FIELDS = (
+    "messages",
+    "tools",
+    "chat_template",
+    "chat_template_kwargs",
+    "add_generation_prompt",
+    "continue_final_message",
+    "add_special_tokens",
+    "mm_processor_kwargs",
+)
+
+
+class _Counted(msgspec.Struct):
+    count: int
+
+
+_encode = msgspec.json.Encoder().encode
+_DECODER = msgspec.json.Decoder(_Counted)
+
+
+class PromptCounter:
+    """Counts the tokens of prompts before they are dispatched."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._counts: OrderedDict[bytes, int] = OrderedDict()
+
+    async def count(self, body: ClientBody, operation: Operation) -> int:
+        """The prompt's tokens. Raises UpstreamRefusedError (an unknown model, say), or that it was not reached in time.
+
+        Where the model server has no tokenizer route, the body's length in bytes stands in: no tokenizer that falls back
+        to bytes makes more tokens than that.
+        """
+        if operation is Operation.CHAT:
+            chat = {name: body.fields[name] for name in _CHAT_FIELDS if name in body.fields}
+            return await self._tokenize({"model": body.model, **chat})
+        total = 0
+        for prompt in body.prompts:
+            total += await self.count_text(body.model, prompt) if isinstance(prompt, str) else len(prompt)
+        return total
+
+    async def count_text(self, model: str, text: str) -> int:
+        """The tokens of a text."""
+        return await self._tokenize({"model": model, "prompt": text}) if text else 0
+
+    async def _tokenize(self, fields: Fields) -> int:
+        payload = _encode(fields)
+        mark = blake2b(payload, digest_size=16).digest()
+        known = self._counts.get(mark)
+        if known is not None:
+            self._counts.move_to_end(mark)
+            return known
+        status, answer = await self._upstream.ask("/tokenize", payload)
+        if status == 200:
+            count = _DECODER.decode(answer).count
+        elif status in (404, 405) and b"does not exist" not in answer:
+            count = len(payload)
+        else:
+            raise UpstreamRefusedError(status, answer)
+        self._counts[mark] = count
+        if len(self._counts) > COUNTS_REMEMBERED_MAX:
+            self._counts.popitem(last=False)
+        return count

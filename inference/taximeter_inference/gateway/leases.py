@@ -1,0 +1,187 @@
+"""The lease desk: admits requests against the wallet, and talks to the keeper of budgets when the wallet is empty.
+
+All of it runs on the event loop. Requests that no lease pays for wait in order of arrival; each grant and each settled
+request lets them try again.
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from taximeter_inference.gateway.admission import Answer, Ask, Close, Reservation, Scope, Wallet
+from taximeter_inference.gateway.budget_view import Standing, refusal
+from taximeter_inference.gateway.errors import BudgetUnavailableError
+from taximeter_schemas.budgets import LeaseClose, LeaseGrant, LeaseRequest, WhenUnreachable
+
+TICK_SECONDS = 0.1
+"""How often leases are renewed and given back, and waiting requests look again."""
+
+Send = Callable[[LeaseRequest | LeaseClose], None]
+Standings = Callable[[], Sequence[Standing]]
+
+
+@dataclass(slots=True)
+class _Waiter:
+    amount_pico: int
+    turn: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class LeaseDesk:
+    """Admission with leases. `send` must not block; answers come in by `on_grant`, on the event loop."""
+
+    def __init__(self, gateway: str, boot: str, send: Send, wait_seconds: float) -> None:
+        self._gateway = gateway
+        self._send = send
+        self._wait_seconds = wait_seconds
+        self._numbers = itertools.count(1)
+        self._wallet = Wallet(lambda: f"{gateway}:{boot}:{next(self._numbers)}")
+        self._waiting: dict[Scope, dict[int, _Waiter]] = {}
+        self._heard_at: dict[str, float] = {}
+        self._silent: set[str] = set()
+        self._ticking: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to renew leases and to give them back."""
+        self._ticking = asyncio.create_task(self._tick())
+
+    async def admit(self, scope: Scope, amount_pico: int, standings: Standings) -> Reservation | None:
+        """Reserve a request's worst case. None means: let through without a lease, as its budgets say for this case.
+
+        `standings` says where the budgets of the scope stand now. Raises BudgetExhaustedError, InFlightBudgetError (only
+        reservations stand in the way) and BudgetUnavailableError (the keeper is silent, and a budget says to refuse then).
+        """
+        now = time.monotonic()
+        if scope not in self._waiting:
+            reservation = self._wallet.reserve(scope, amount_pico, now)
+            if reservation is not None:
+                self._ask(scope, now)
+                return reservation
+        return await self._wait(scope, amount_pico, standings, now)
+
+    def settle(self, reservation: Reservation, cost_pico: int) -> None:
+        """A request has ended: its reservation becomes its true cost. Who waits may try again."""
+        self._wallet.settle(reservation, cost_pico, time.monotonic())
+        if self._waiting:
+            self._wake(reservation.scope)
+
+    def on_grant(self, grant: LeaseGrant) -> None:
+        """Take the keeper's answer."""
+        now = time.monotonic()
+        self._heard_at[grant.tenant] = now
+        self._silent.discard(grant.tenant)
+        lasts_seconds = (grant.expires_at - grant.granted_at).total_seconds()
+        answer = self._wallet.grant(grant.lease_id, grant.amounts_pico, lasts_seconds, now)
+        if answer is Answer.STRAY and any(grant.amounts_pico.values()):
+            self._send_close(grant.lease_id, grant.tenant, dict.fromkeys(grant.amounts_pico, 0))
+        for scope in self._waiting:
+            if scope.tenant == grant.tenant:
+                self._wake(scope)
+
+    async def stop(self) -> None:
+        """Give every lease back. Requests under way should have ended."""
+        if self._ticking is not None:
+            self._ticking.cancel()
+            await asyncio.gather(self._ticking, return_exceptions=True)
+        for close in self._wallet.close_all():
+            self._tell(close)
+
+    @property
+    def reservations(self) -> int:
+        """Requests that hold a reservation now."""
+        return self._wallet.reservations
+
+    async def _wait(self, scope: Scope, amount_pico: int, standings: Standings, began: float) -> Reservation | None:
+        waiters = self._waiting.setdefault(scope, {})
+        waiter, number = _Waiter(amount_pico), next(self._numbers)
+        waiters[number] = waiter
+        deadline = began + (0 if scope.tenant in self._silent else self._wait_seconds)
+        try:
+            while True:
+                self._refuse_what_never_fits(amount_pico, standings())
+                now = time.monotonic()
+                self._ask(scope, now)
+                if now >= deadline:
+                    self._give_up(scope, amount_pico, standings(), began)
+                    return None
+                await _turn(waiter, min(deadline - now, TICK_SECONDS))
+                reservation = self._wallet.reserve(scope, amount_pico, time.monotonic())
+                if reservation is not None:
+                    return reservation
+                if self._heard_at.get(scope.tenant, 0.0) >= began:
+                    # Remainders that nobody uses may make one slice that is large enough.
+                    for close in self._wallet.squeeze(scope):
+                        self._tell(close)
+        finally:
+            del waiters[number]
+            if not waiters:
+                del self._waiting[scope]
+
+    @staticmethod
+    def _refuse_what_never_fits(amount_pico: int, standings: Sequence[Standing]) -> None:
+        short = min(standings, key=lambda held: held.left_pico)
+        if amount_pico > short.left_pico:
+            raise refusal(short, amount_pico)
+
+    def _give_up(self, scope: Scope, amount_pico: int, standings: Sequence[Standing], began: float) -> None:
+        """The wait is over: refuse, or return to let the request through."""
+        if self._heard_at.get(scope.tenant, 0.0) >= began:
+            raise refusal(min(standings, key=lambda held: held.left_pico), amount_pico)
+        self._silent.add(scope.tenant)
+        if any(held.budget.when_unreachable is WhenUnreachable.DENY for held in standings):
+            raise BudgetUnavailableError
+
+    def _ask(self, scope: Scope, now: float) -> None:
+        waiting_pico = sum(waiter.amount_pico for waiter in self._waiting.get(scope, {}).values())
+        ask = self._wallet.ask(scope, waiting_pico, now)
+        if ask is not None:
+            self._tell(ask)
+
+    def _wake(self, scope: Scope) -> None:
+        for waiter in self._waiting.get(scope, {}).values():
+            waiter.turn.set()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            for message in list(self._wallet.due(time.monotonic())):
+                self._tell(message)
+
+    def _tell(self, message: Ask | Close) -> None:
+        scope = message.scope
+        if isinstance(message, Close):
+            self._send_close(message.lease_id, scope.tenant, dict.fromkeys(scope.budgets, message.settled_pico))
+            return
+        self._send(
+            LeaseRequest(
+                lease_id=message.lease_id,
+                gateway=self._gateway,
+                tenant=scope.tenant,
+                amounts_pico=dict.fromkeys(scope.budgets, message.amount_pico),
+                needed_pico=dict.fromkeys(scope.budgets, message.needed_pico),
+                requested_at=datetime.now(UTC),
+            )
+        )
+
+    def _send_close(self, lease_id: str, tenant: str, settled_pico: dict[str, int]) -> None:
+        self._send(
+            LeaseClose(
+                lease_id=lease_id,
+                gateway=self._gateway,
+                tenant=tenant,
+                settled_pico=settled_pico,
+                closed_at=datetime.now(UTC),
+            )
+        )
+
+
+async def _turn(waiter: _Waiter, seconds_max: float) -> None:
+    """Wait until something has changed, or for a while."""
+    try:
+        async with asyncio.timeout(seconds_max):
+            await waiter.turn.wait()
+    except TimeoutError:
+        return
+    waiter.turn.clear()

@@ -1,0 +1,44 @@
+"""The gateway's settings, from TAXIMETER_... variables."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+
+from taximeter_schemas.settings import LogSettings
+
+
+class GatewaySettings(LogSettings):
+    """Where it listens, what stands behind it, and how it treats what it cannot decide at once."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    gateway_port: int = Field(8080, ge=0, le=65_535, description="Port to listen on")
+    gateway_id: str = Field(
+        "gateway-1", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Unique name of this gateway"
+    )
+    upstream_url: str = Field(
+        "http://127.0.0.1:8090", description="The model server: vLLM or any OpenAI-compatible one"
+    )
+    upstream_api_key: SecretStr | None = Field(None, description="Sent to the model server as a bearer key")
+    salt_secret: SecretStr = Field(
+        description="Secret that cache salts and block hashes are derived from", min_length=16
+    )
+    salt_key_id: str = Field("1", description="Names the salt secret; a new one empties every tenant's cache")
+    gateway_body_bytes_max: int = Field(10_485_760, ge=1_024, description="Longest request body taken, in bytes")
+    gateway_lease_wait_ms: int = Field(2_000, ge=0, le=60_000, description="How long a request waits for budget")
+    gateway_unpriced: Literal["refuse", "allow"] = Field("allow", description="What happens to models without a price")
+    gateway_output_tokens_default: int = Field(
+        1_024, ge=1, le=1_000_000, description="Bound on answers under a hard budget that do not state max_tokens"
+    )
+    gateway_upstream_timeout_seconds: float = Field(
+        600.0, gt=0, le=86_400, description="Longest silence of the model server"
+    )
+    gateway_safe_wait_ms: int = Field(
+        1_000, ge=0, le=60_000, description="How long the end of an answer waits for its usage event to be safe"
+    )
+    state_dir: Path = Field(Path("data/state"), description="Folder for state beside the service")
+
+    @property
+    def spool_dir(self) -> Path:
+        """Where usage events wait while the log is away."""
+        return self.state_dir / "gateway"
