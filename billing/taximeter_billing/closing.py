@@ -17,7 +17,7 @@ from taximeter_billing.book import InvoiceRow, ParkedRow, SeriesRow
 from taximeter_billing.declarations.applying import current
 from taximeter_billing.domain.invoice import Inputs, Invoice, build_invoice
 from taximeter_billing.domain.settlement import Settlement, SettlementError, settle_period
-from taximeter_billing.domain.usage import UsageRow
+from taximeter_billing.domain.usage import UnknownPriceError, UsageRow
 from taximeter_billing.errors import NotFoundError, PeriodOpenError
 from taximeter_billing.warehouse import UsageReader
 from taximeter_schemas.cache_policies import DEFAULT_CACHE_POLICY, CachePolicy, load_cache_policy
@@ -32,13 +32,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """What closing a period did."""
+    """What closing a period did: tenants by what became of their invoice. `late`: of the final ones, those whose usage has
+    changed since, and how; the invoice stays as it is, and a correction is due."""
 
     drafted: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     final: list[str] = field(default_factory=list)
     without_usage: list[str] = field(default_factory=list)
     parked: dict[str, str] = field(default_factory=dict)
+    late: dict[str, str] = field(default_factory=dict)
 
     def note(self, done: Literal["drafted", "unchanged", "final"], tenant: str) -> None:
         """Count a tenant under what was done for it."""
@@ -47,7 +49,8 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Tenants that are settled together: one cache-savings policy, one currency."""
+    """Tenants that are settled together: one cache pool, one policy for what it saved, one currency. What stands in the way of
+    one of them may hold the others of its pool, and nobody else."""
 
     policy: CachePolicy
     currency: str
@@ -170,10 +173,10 @@ def _check_over(periods: dict[str, Period], label: str, now: datetime, grace_hou
 
 
 def _groups(declared: _Declared) -> Iterator[_Group]:
-    members: dict[tuple[str, str], list[Tenant]] = defaultdict(list)
+    members: dict[tuple[str, str, str], list[Tenant]] = defaultdict(list)
     for tenant in declared.tenants.values():
-        members[tenant.cache_policy, declared.currency(tenant)].append(tenant)
-    for (policy, currency), tenants in sorted(members.items()):
+        members[tenant.cache_policy, declared.currency(tenant), tenant.pool].append(tenant)
+    for (policy, currency, _pool), tenants in sorted(members.items()):
         yield _Group(declared.policies.get(policy, DEFAULT_CACHE_POLICY), currency, tuple(tenants))
 
 
@@ -192,7 +195,7 @@ def _close_group(
     pool_set = reader.event_set([t.id for t in group.tenants], [p.start for p in spans], [p.end for p in spans])
     try:
         settlement = settle_period(_rows(reader, group, periods), cards, group.policy, f"{group.policy.name}/{label}")
-    except (SettlementError, CachePolicyError, CacheUseError, KeyError) as error:
+    except (SettlementError, CachePolicyError, CacheUseError, UnknownPriceError) as error:
         for tenant in wanted:
             closed.parked[tenant.id] = _park(book, tenant.id, label, str(error), now)
         return
@@ -208,9 +211,13 @@ def _close_group(
         names = tuple(sorted(card.name for card in cards if card.id == tenant.rate_card))
         inputs = Inputs(own.events, own.hash, names, group.policy.name, pool_set.events, pool_set.hash)
         invoice = _invoice(tenant, period, group.currency, settlement, inputs)
-        {"drafted": closed.drafted, "unchanged": closed.unchanged, "final": closed.final}[
-            _keep(book, invoice, now)
-        ].append(tenant.id)
+        what, kept = _keep(book, invoice, now)
+        {"drafted": closed.drafted, "unchanged": closed.unchanged, "final": closed.final}[what].append(tenant.id)
+        if what == "final" and kept.document_sha256 != invoice.sha256:
+            closed.late[tenant.id] = (
+                f"invoice {kept.number} no longer agrees with the usage: exact net {kept.net_pico} then,"
+                f" {invoice.net_pico} now (pico-units); a correction is due"
+            )
 
 
 def _rows(reader: UsageReader, group: _Group, periods: dict[str, Period]) -> Iterator[UsageRow]:
@@ -241,9 +248,9 @@ def _park(book: Engine, tenant: str, label: str, reason: str, now: datetime) -> 
     return reason
 
 
-def _keep(book: Engine, invoice: Invoice, now: datetime) -> Literal["drafted", "unchanged", "final"]:
-    """Write a draft over the last one; leave a finalized invoice alone. Says what was done."""
-    with Session(book) as session, session.begin():
+def _keep(book: Engine, invoice: Invoice, now: datetime) -> tuple[Literal["drafted", "unchanged", "final"], InvoiceRow]:
+    """Write a draft over the last one; leave a finalized invoice alone. Says what was done, and what the book holds."""
+    with Session(book, expire_on_commit=False) as session, session.begin():
         parked = session.get(ParkedRow, (invoice.tenant, invoice.period))
         if parked is not None:
             session.delete(parked)
@@ -251,13 +258,13 @@ def _keep(book: Engine, invoice: Invoice, now: datetime) -> Literal["drafted", "
             select(InvoiceRow).where(InvoiceRow.tenant == invoice.tenant, InvoiceRow.period == invoice.period)
         )
         if row is not None and row.status != "draft":
-            return "final"
+            return "final", row
         if row is not None and row.document_sha256 == invoice.sha256:
-            return "unchanged"
+            return "unchanged", row
         if row is None:
             row = InvoiceRow(tenant=invoice.tenant, period=invoice.period, status="draft")
             session.add(row)
         row.currency, row.document, row.document_sha256 = invoice.currency, invoice.document, invoice.sha256
         row.list_pico, row.savings_pico, row.net_pico = invoice.list_pico, invoice.savings_pico, invoice.net_pico
         row.total_minor, row.drafted_at = invoice.total_minor, now
-    return "drafted"
+    return "drafted", row

@@ -19,6 +19,7 @@ from taximeter_billing.errors import BillingError
 from taximeter_billing.operations import opened
 from taximeter_billing.settings import BillingSettings
 from taximeter_billing.warehouse import UsageReader
+from taximeter_schemas.errors import PeriodError
 from taximeter_schemas.money import currency_exponent, format_pico
 from taximeter_sql import WarehouseError, connect
 
@@ -62,6 +63,8 @@ def close(
         console.print(f"[dim]without usage: {', '.join(closed.without_usage)}[/]", highlight=False)
     for name, reason in closed.parked.items():
         console.print(f"[yellow]parked: {name}: {escape(reason)}[/]", highlight=False)
+    for name, reason in closed.late.items():
+        console.print(f"[yellow]late usage: {name}: {escape(reason)}[/]", highlight=False)
 
 
 @app.command()
@@ -121,7 +124,7 @@ def _errors_for_people() -> Iterator[None]:
     """Expected errors are one line and exit status 2; anything else crashes loudly."""
     try:
         yield
-    except (BillingError, WarehouseError) as error:
+    except (BillingError, PeriodError, WarehouseError) as error:
         Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
 

@@ -158,7 +158,12 @@ def test_running_it_again_changes_nothing(book: Engine, warehouse: Client) -> No
     finalize_period(book, PERIOD, "INV", NOW)
     final = bytes_of(list_invoices(book))
     insert(warehouse, {"tenant": "acme", "event_id": "late", "uncached_input": 1_000_000})
-    assert close_period(book, reader, PERIOD, NOW.replace(day=7)).final == ["acme", "globex"]
+    again = close_period(book, reader, PERIOD, NOW.replace(day=7))
+    assert again.final == ["acme", "globex"]
+    assert (
+        "invoice INV-000001 no longer agrees with the usage: exact net 95000000000 then, 595000000000 now"
+        in again.late["acme"]
+    )
     assert finalize_period(book, PERIOD, "INV", NOW.replace(day=7)) == []
     assert bytes_of(list_invoices(book)) == final
 
@@ -228,6 +233,13 @@ def test_a_rollup_that_differs_parks_its_tenant_until_it_agrees(book: Engine, wa
     )
     assert close_period(book, reader, PERIOD, NOW).drafted == ["acme"]
     assert list_parked(book) == []
+
+
+def test_an_event_rated_by_a_card_that_nobody_declared(book: Engine, warehouse: Client) -> None:
+    insert(warehouse, *shared_prefix(), {"tenant": "berlin", "event_id": "x", "rate_card": "gone@1", "output": 5})
+    closed = close_period(book, UsageReader(warehouse), PERIOD, NOW)
+    assert closed.drafted == ["acme", "globex"]
+    assert "gone@1 has no price for m, yet event x was rated by it" in closed.parked["berlin"]
 
 
 def test_a_running_month_is_closed_only_early(book: Engine, warehouse: Client) -> None:

@@ -7,6 +7,10 @@ from taximeter_schemas.cache_uses import CacheUse, SkuRates
 from taximeter_schemas.rate_cards import Price, RateCard
 
 
+class UnknownPriceError(LookupError):
+    """A rated event names a price that the rate cards do not hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class UsageRow:
     """One rated event: tags, time (microseconds since the epoch), disjoint tokens, cache blocks and exact cost."""
@@ -120,8 +124,12 @@ class Skus:
     def _price(self, row: UsageRow) -> Price:
         key = (row.rate_card, row.feature, row.model, row.adapter, row.operation, row.service_tier)
         if key not in self._prices:
-            card = self._cards[row.rate_card]
-            matching = [price for price in card.prices if _matches(price, row)]
+            card = self._cards.get(row.rate_card)
+            matching = [price for price in card.prices if _matches(price, row)] if card else []
+            if not matching:
+                raise UnknownPriceError(
+                    f"{row.rate_card} has no price for {row.model}, yet event {row.event_id} was rated by it"
+                )
             self._prices[key] = max(matching, key=lambda price: price.specificity)
         return self._prices[key]
 

@@ -18,6 +18,7 @@ from taximeter_billing.service.access import authorize
 from taximeter_billing.service.sender import ControlSender
 from taximeter_billing.settings import BillingSettings
 from taximeter_producers.errors import ControlError
+from taximeter_schemas.errors import PeriodError
 from taximeter_sql import WarehouseError
 
 
@@ -96,6 +97,10 @@ def _name_errors(app: FastAPI) -> None:
     @app.exception_handler(BillingError)
     def billing(_request: Request, error: BillingError) -> Response:
         return refuse(error.status, error.code, str(error))
+
+    @app.exception_handler(PeriodError)
+    def period(_request: Request, error: PeriodError) -> Response:
+        return refuse(422, "invalid_period", str(error))
 
     @app.exception_handler(ControlError)
     def control(_request: Request, error: ControlError) -> Response:

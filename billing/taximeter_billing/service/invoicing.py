@@ -86,7 +86,7 @@ def router(settings: BillingSettings, book: Engine) -> APIRouter:
                 early=what.early,
                 only=what.tenant,
             )
-        names = ("drafted", "unchanged", "final", "without_usage", "parked")
+        names = ("drafted", "unchanged", "final", "without_usage", "parked", "late")
         return {name: getattr(closed, name) for name in names}
 
     @api.post("/invoices/finalize")
