@@ -79,10 +79,12 @@ def close_period(
     only: str | None = None,
     progress: Progress = lambda _tenant, _done, _all: None,
 ) -> Closed:
-    """Draft the invoices of a month ("2026-11"). Raises PeriodOpenError while it runs or its grace does (unless `early`).
+    """Draft the invoices of a month ("2026-11"). Raises PeriodOpenError while it runs or its grace does (unless `early`),
+    PeriodError for what is no month.
 
     All tenants of a group are settled together even when `only` one is drafted: savings are shared between them.
     """
+    billing_month(label, "UTC")  # also without a tenant, a label that is no month is a mistake
     with Session(book) as session:
         declared = _declared(session)
     if only is not None and only not in declared.tenants:

@@ -142,6 +142,21 @@ def test_what_the_log_did_not_take_goes_out_with_the_next_apply(book: Engine, lo
         assert session.scalar(select(func.count()).select_from(OutboxRow)) == 0
 
 
+def test_two_senders_at_once_leave_the_newest_word_last(book: Engine, log: Log) -> None:
+    """The first is overtaken between reading its outbox and publishing: its old words arrive after the newer ones."""
+    overtaken: list[int] = []
+
+    def slow(records: Iterable[ControlRecord]) -> int:
+        held = list(records)
+        if not overtaken:
+            overtaken.append(apply(book, content(limit="20"), log))
+        return log.publish(held)
+
+    apply_declarations(book, read_mapping(content(limit="10")), "tester", NOW, slow)
+    assert overtaken == [1]
+    assert log.snapshot().budgets["acme"][0].limit_pico == 20 * 10**12
+
+
 _DIES_WHILE_PUBLISHING = """
 import os, sys, json
 from datetime import UTC, datetime

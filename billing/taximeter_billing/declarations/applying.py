@@ -83,24 +83,45 @@ def record_change(session: Session, change: Change, actor: str, now: datetime) -
 
 
 def send_outbox(book: Engine, publish: Publish) -> int:
-    """Publish what waits in the outbox, in order, and empty it of what the log has acknowledged."""
+    """Publish what waits in the outbox, in order, and empty it of what the log has acknowledged.
+
+    Two processes may send at once. Whichever empties its part second finds rows gone: then older words may lie over newer ones
+    in the log, so it says what holds now, until nothing has changed meanwhile.
+    """
     with Session(book) as session:
         rows = list(session.scalars(select(OutboxRow).order_by(OutboxRow.id)))
     if not rows:
         return 0
-    count = publish([ControlRecord.model_validate_json(row.record) for row in rows])
+    records = [ControlRecord.model_validate_json(row.record) for row in rows]
+    count = publish(records)
     with Session(book) as session, session.begin():
-        session.execute(delete(OutboxRow).where(OutboxRow.id <= rows[-1].id))
+        gone = session.execute(
+            delete(OutboxRow).where(OutboxRow.id.in_([row.id for row in rows])).returning(OutboxRow.id)
+        )
+        raced = len(gone.all()) < len(rows)
+    said: list[ControlRecord] = []
+    while raced and (now := _present(book, {record.key for record in records})) != said:
+        count += publish(now)
+        said = now
     return count
+
+
+def _present(book: Engine, keys: set[str]) -> list[ControlRecord]:
+    return [record for record in _everything(book) if record.key in keys]
+
+
+def _everything(book: Engine) -> list[ControlRecord]:
+    """The last word on everything that was ever declared, deletions included."""
+    with Session(book) as session:
+        rows = list(session.scalars(select(DeclaredRow).order_by(DeclaredRow.id)))
+    latest = {(row.kind, row.key): row for row in rows}
+    return [
+        ControlRecord(kind=ControlKind(row.kind), id=row.key, body=row.body, recorded_at=row.recorded_at)
+        for row in latest.values()
+    ]
 
 
 def republish(book: Engine, publish: Publish) -> int:
     """Publish everything that the book holds: a log that was emptied knows nothing. Doing it again changes nothing."""
-    with Session(book) as session:
-        rows = list(session.scalars(select(DeclaredRow).order_by(DeclaredRow.id)))
-    latest = {(row.kind, row.key): row for row in rows}
-    records = [
-        ControlRecord(kind=ControlKind(row.kind), id=row.key, body=row.body, recorded_at=row.recorded_at)
-        for row in latest.values()
-    ]
+    records = _everything(book)
     return publish(records) if records else 0
