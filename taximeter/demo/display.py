@@ -12,7 +12,7 @@ from taximeter.workload.client import Outcome
 from taximeter_schemas.budgets import BudgetPosition
 from taximeter_schemas.money import format_pico
 
-_BAR_CELLS = 22
+_BAR_CELLS = 16
 _ALERTS_SHOWN = 6
 
 
@@ -45,9 +45,9 @@ def _bar(position: BudgetPosition | None) -> Text:
     colour = "red" if part >= 0.999 else "yellow" if part >= 0.8 else "green"
     bar = Text("█" * cells, style=colour)
     bar.append("░" * (_BAR_CELLS - cells), style="dim")
-    spent = format_pico(position.spent_pico, budget.currency, 4)
+    spent = format_pico(position.spent_pico, budget.currency, 4).removesuffix(f" {budget.currency}")
     limit = format_pico(budget.limit_pico, budget.currency, 2)
-    bar.append(f"  {spent} of {limit} a {budget.period}", style="default")
+    bar.append(f" {spent} of {limit} a {budget.period}", style="default")
     return bar
 
 
