@@ -7,20 +7,30 @@ from hashlib import blake2b
 from taximeter.embedded.upstream.prefix_cache import CacheUse, PrefixCache
 from taximeter.embedded.upstream.prompts import read_prompt
 from taximeter.embedded.upstream.refusals import RefusedError, unknown_model
-from taximeter.embedded.upstream.requests import EmbeddingRequest, GenerationRequest
+from taximeter.embedded.upstream.requests import EmbeddingRequest, Extras, GenerationRequest
 from taximeter.embedded.upstream.settings import UpstreamSettings
 
 
 @dataclass(slots=True)
 class Generation:
-    """One answer under way: `emitted` of `length` tokens are out, and then it ends for the `reason`."""
+    """One answer under way: `emitted` of `length` tokens are out, and then it ends for the `reason`.
+
+    It breaks off once `failure_after` tokens are out.
+    """
 
     model: str
     prompt_tokens: int
     cache: CacheUse
     length: int
     reason: str
+    token_ms: float
+    failure_after: int | None = None
     emitted: int = 0
+
+    @property
+    def fails_now(self) -> bool:
+        """Whether the answer breaks off here."""
+        return self.failure_after is not None and self.emitted >= self.failure_after
 
     def usage(self, with_blocks: bool) -> dict[str, object]:
         """OpenAI's usage object as of now; the blocks are an extension of it."""
@@ -56,12 +66,16 @@ class Engine:
         if request.output_tokens_max is not None:
             bound = min(bound, request.output_tokens_max)
         wanted = self._answer_length(request, cache)
+        extras = request.vllm_xargs or Extras()
+        token_ms = extras.simulated_token_ms
         return Generation(
             request.model,
             prompt_tokens,
             cache,
             length=min(wanted, bound),
             reason="length" if wanted > bound else "stop",
+            token_ms=self.settings.upstream_token_ms if token_ms is None else token_ms,
+            failure_after=extras.simulated_failure_after,
         )
 
     def embed(self, request: EmbeddingRequest) -> int:

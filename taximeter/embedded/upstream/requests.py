@@ -10,6 +10,7 @@ import msgspec
 from taximeter.embedded.upstream.refusals import RefusedError
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=60_000)]
 
 
 class ContentPart(msgspec.Struct):
@@ -41,9 +42,11 @@ class StreamOptions(msgspec.Struct):
 
 
 class Extras(msgspec.Struct):
-    """vLLM's free arguments; `simulated_output_tokens` sets the length of the answer."""
+    """vLLM's free arguments: the length of the answer, the time for each of its tokens, and a failure after some of them."""
 
     simulated_output_tokens: Count | None = None
+    simulated_token_ms: Milliseconds | None = None
+    simulated_failure_after: Count | None = None
 
 
 class GenerationRequest(msgspec.Struct):

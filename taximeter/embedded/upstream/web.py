@@ -19,6 +19,11 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+
+class SimulatedFailureError(Exception):
+    """The answer breaks off, as if the server had died: the connection ends in mid-stream."""
+
+
 CHUNKS_BETWEEN_YIELDS = 8
 """A stream without latency lets other requests run after this many chunks."""
 
@@ -42,6 +47,9 @@ class Upstream:
             await self._answer(scope["method"], scope["path"], body, receive, send)
         except RefusedError as error:
             await _send_json(send, error.status, msgspec.json.encode(error.body()))
+        except SimulatedFailureError:
+            # Ending without the last part makes uvicorn cut the connection.
+            return
 
     async def _answer(self, method: str, path: str, body: bytes, receive: Receive, send: Send) -> None:
         match method, path:
@@ -88,9 +96,11 @@ class Upstream:
         if not await self._pass_time(self._settings.upstream_prefill_ms, client):
             return self._engine.abort(generation)
         # Without latency all of it is there at once.
-        step = 1 if self._settings.upstream_token_ms else max(1, generation.length)
+        step = 1 if generation.token_ms or generation.failure_after is not None else max(1, generation.length)
         while generation.emitted < generation.length:
-            if not await self._pass_time(self._settings.upstream_token_ms, client):
+            if generation.fails_now:
+                raise RefusedError(500, "a failure was asked for", "InternalServerError")
+            if not await self._pass_time(generation.token_ms, client):
                 return self._engine.abort(generation)
             self._engine.emit(generation, step)
         await _send_json(send, 200, shape.whole(generation))
@@ -116,7 +126,9 @@ class Upstream:
             chunks += 1
             if chunks % CHUNKS_BETWEEN_YIELDS == 0:
                 await asyncio.sleep(0)
-            if not await self._pass_time(self._settings.upstream_token_ms * tokens, client):
+            if generation.fails_now:
+                raise SimulatedFailureError
+            if not await self._pass_time(generation.token_ms * tokens, client):
                 return self._engine.abort(generation)
             self._engine.emit(generation, tokens)
             await _send_part(send, shape.part(generation, tokens, reporting))
