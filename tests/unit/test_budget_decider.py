@@ -142,3 +142,21 @@ def test_tables_keep_their_content_when_the_log_begins_anew(tmp_path: Path) -> N
     assert (table[b"acme"], OFFSET_KEY in table) == (b"{}", False)
     table.close()
     assert not begin_life(tmp_path, "two")
+
+
+def test_a_refused_request_tells_that_the_hard_limit_is_reached_once_though_spend_is_below_it() -> None:
+    spent = DECIDER.on_spend(EMPTY, payload(spend(amount_pico=990)), NOW).state
+    asked = REQUEST.model_copy(update={"amounts_pico": {"acme-month": 400}, "needed_pico": {"acme-month": 11}})
+    held = DECIDER.on_lease(spent, payload(asked), NOW)
+    assert held.outcome == "granted"  # the last ten: less than is needed, all that there is
+    refused = DECIDER.on_lease(held.state, payload(asked.model_copy(update={"lease_id": "l2"})), NOW)
+    assert refused.outcome == "refused"
+    assert [alert.kind for alert in refused.alerts] == ["hard_limit"]
+    again = DECIDER.on_lease(refused.state, payload(asked.model_copy(update={"lease_id": "l3"})), NOW)
+    assert (again.outcome, again.alerts) == ("refused", ())
+
+
+def test_a_request_that_only_other_leases_stand_in_the_way_of_tells_nobody() -> None:
+    held = DECIDER.on_lease(EMPTY, payload(REQUEST.model_copy(update={"amounts_pico": {"acme-month": 1_000}})), NOW)
+    refused = DECIDER.on_lease(held.state, payload(REQUEST.model_copy(update={"lease_id": "l2"})), NOW)
+    assert (refused.outcome, refused.alerts) == ("refused", ())

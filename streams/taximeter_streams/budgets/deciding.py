@@ -68,9 +68,12 @@ class Decider:
             return Decision(state, "invalid", problem=f"lease of {message.tenant!r} under the key of {state.tenant!r}")
         match message:
             case LeaseRequest():
-                changed, grant = ledger.request(state, self.rules(message.tenant), message, now)
-                outcome = "granted" if any(grant.amounts_pico.values()) else "refused"
-                return Decision(changed, outcome, grant=grant)
+                rules = self.rules(message.tenant)
+                changed, grant = ledger.request(state, rules, message, now)
+                if any(grant.amounts_pico.values()):
+                    return Decision(changed, "granted", grant=grant)
+                refusing, alerts = ledger.review(changed, rules, now)
+                return Decision(refusing, "refused", tuple(alerts), grant=grant)
             case LeaseClose():
                 return Decision(ledger.close(state, self.rules(message.tenant), message, now), "closed")
             case LeaseGrant():

@@ -120,7 +120,8 @@ def request(state: TenantLedger, rules: Rules, asked: LeaseRequest, now: datetim
     is_stale = asked.requested_at + LEASE_REMEMBERED <= now
     amounts = dict.fromkeys(asked.amounts_pico, 0) if is_stale else _slices(state, rules, asked, now)
     if not any(amounts.values()):
-        return state, _grant(asked, amounts, now, now)
+        refusing = state if is_stale else _with_refusals(state, rules, asked, now)
+        return refusing, _grant(asked, amounts, now, now)
     lease = Lease(
         gateway=asked.gateway, granted_pico=amounts, granted_at=now, expires_at=now + rules.terms.lease_timeout
     )
@@ -247,6 +248,25 @@ def _slices(state: TenantLedger, rules: Rules, asked: LeaseRequest, now: datetim
         if asked_pico and not amounts[budget_id]:
             return nothing
     return amounts
+
+
+def _with_refusals(state: TenantLedger, rules: Rules, asked: LeaseRequest, now: datetime) -> TenantLedger:
+    """Note the hard budgets that could not pay for this request even if every lease came back: they are at their limit.
+
+    Spend alone need never reach the limit, since no request is admitted that might pass it.
+    """
+    postings = state.postings
+    for budget in rules.budgets:
+        if not budget.hard or budget.id not in asked.amounts_pico:
+            continue
+        period = rules.period(budget, now)
+        needed_pico = asked.needed_pico.get(budget.id, asked.amounts_pico[budget.id])
+        if needed_pico > budget.limit_pico - state.spent_pico(budget.id, period.label):
+            of_budget = postings.get(budget.id, {})
+            posting = of_budget.get(period.label) or _opened(period, budget.period)
+            refused = posting.model_copy(update={"refused": True})
+            postings = {**postings, budget.id: {**of_budget, period.label: refused}}
+    return state.model_copy(update={"postings": postings}) if postings is not state.postings else state
 
 
 def _grant(asked: LeaseRequest, amounts: dict[str, int], granted_at: datetime, expires_at: datetime) -> LeaseGrant:

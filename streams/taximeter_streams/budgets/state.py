@@ -27,6 +27,8 @@ class Posting(Message):
     ends_at: AwareDatetime
     keep_until: AwareDatetime
     alerted: tuple[str, ...] = ()
+    refused: bool = False
+    """A request was refused because this budget could not pay for it: a hard one is at its limit, though not above it."""
 
 
 class Lease(Message):

@@ -32,13 +32,18 @@ def raise_alerts(budget: Budget, period: str, posting: Posting, now: datetime) -
     due = [
         (threshold_bps, kind)
         for threshold_bps, kind in watched(budget)
-        if reached(budget, posting.spent_pico, threshold_bps) and _mark(kind, threshold_bps) not in posting.alerted
+        if _due(budget, posting, threshold_bps, kind) and _mark(kind, threshold_bps) not in posting.alerted
     ]
     if not due:
         return posting, []
     marks = (_mark(kind, threshold_bps) for threshold_bps, kind in due)
     alerts = [_alert(budget, period, posting, threshold, now) for threshold in due]
     return posting.model_copy(update={"alerted": (*posting.alerted, *marks)}), alerts
+
+
+def _due(budget: Budget, posting: Posting, threshold_bps: int, kind: AlertKind) -> bool:
+    refusing = posting.refused and kind is AlertKind.HARD_LIMIT
+    return refusing or reached(budget, posting.spent_pico, threshold_bps)
 
 
 def _mark(kind: AlertKind, threshold_bps: int) -> str:
