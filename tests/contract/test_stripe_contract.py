@@ -33,9 +33,7 @@ def invoice(*amounts: int, number: str = "INV-000001", currency: str = "USD", to
 
 
 def client(double: JudgedDouble, retries: bool = False) -> stripe.StripeClient:
-    if retries:
-        return stripe_client("sk_test_1", double.url)
-    return stripe.StripeClient("sk_test_1", base_addresses={"api": double.url}, max_network_retries=0)
+    return stripe_client("sk_test_1", double.url, retries=2 if retries else 0)
 
 
 def test_the_judge_finds_fault() -> None:
@@ -92,7 +90,7 @@ def test_a_push_cut_off_at_any_step_ends_with_exactly_one_right_invoice(
     double: JudgedDouble, step: str, fault: str
 ) -> None:
     wanted = invoice(*range(1, 151))
-    double.double.faults = {step: [fault]}
+    double.double.plan_faults({step: [fault]})
     with pytest.raises(StripeRefusedError):
         push_invoice(client(double), wanted)
     result = push_invoice(client(double), wanted)
@@ -142,5 +140,5 @@ def test_a_live_key_needs_permission() -> None:
 
 
 def test_the_client_retries_by_itself(double: JudgedDouble) -> None:
-    double.double.faults = {"POST /v1/invoices": ["500", "409"]}
+    double.double.plan_faults({"POST /v1/invoices": ["500", "409"]})
     assert push_invoice(client(double, retries=True), invoice(5)).created

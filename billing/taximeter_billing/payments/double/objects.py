@@ -2,25 +2,27 @@
 
 from typing import Any
 
-LIABLE = {"type": "self"}
+Body = dict[str, Any]
+
+_KEPT_FOR_ITSELF = frozenset({"line_data"})
 
 
-def customer(number: int, now: int, form: dict[str, Any]) -> dict[str, Any]:
+def customer(number: int, now: int, form: Body) -> Body:
     """A customer."""
     return {
         "id": f"cus_double{number:08d}",
         "object": "customer",
         "created": now,
         "livemode": False,
-        "name": form.get("name"),
-        "email": form.get("email"),
-        "metadata": form.get("metadata") or {},
+        "name": form.get("name") or None,
+        "email": form.get("email") or None,
+        "metadata": {},
     }
 
 
-def invoice(number: int, now: int, form: dict[str, Any]) -> dict[str, Any]:
+def invoice(number: int, now: int, form: Body) -> Body:
     """A draft invoice without lines."""
-    body: dict[str, Any] = {
+    body: Body = {
         "id": f"in_double{number:08d}",
         "object": "invoice",
         "created": now,
@@ -30,18 +32,21 @@ def invoice(number: int, now: int, form: dict[str, Any]) -> dict[str, Any]:
         "collection_method": form.get("collection_method", "charge_automatically"),
         "auto_advance": form.get("auto_advance") == "true",
         "description": form.get("description"),
-        "metadata": form.get("metadata") or {},
+        "due_date": now + 86_400 * int(form["days_until_due"]) if "days_until_due" in form else None,
+        "metadata": {},
         "status": "draft",
-        "number": None,
+        "number": form.get("number"),
         "attempt_count": 0,
         "attempted": False,
         "automatic_tax": {"enabled": False, "liability": None, "provider": None, "status": None},
         "default_tax_rates": [],
         "discounts": [],
-        "issuer": LIABLE,
+        "issuer": {"type": "self"},
         "payment_settings": {"default_mandate": None, "payment_method_options": None, "payment_method_types": None},
         "period_start": now,
         "period_end": now,
+        "pre_payment_credit_notes_amount": 0,
+        "post_payment_credit_notes_amount": 0,
         "starting_balance": 0,
         "status_transitions": {
             "finalized_at": None,
@@ -53,10 +58,8 @@ def invoice(number: int, now: int, form: dict[str, Any]) -> dict[str, Any]:
     return with_sums({**body, "line_data": []})
 
 
-def line(number: int, invoice_body: dict[str, Any], form: dict[str, Any]) -> dict[str, Any]:
-    """A line of an invoice. Raises ValueError when the amount is not a whole number."""
-    amount = int(form.get("amount", "0"))
-    period = form.get("period") or {"start": invoice_body["created"], "end": invoice_body["created"]}
+def line(number: int, invoice_body: Body, amount: int, period: tuple[int, int], form: Body) -> Body:
+    """A line of an invoice."""
     return {
         "id": f"il_double{number:08d}",
         "object": "line_item",
@@ -65,44 +68,120 @@ def line(number: int, invoice_body: dict[str, Any], form: dict[str, Any]) -> dic
         "description": form.get("description"),
         "discountable": True,
         "discounts": [],
+        "invoice": invoice_body["id"],
         "livemode": False,
         "metadata": form.get("metadata") or {},
-        "period": {"start": int(period["start"]), "end": int(period["end"])},
+        "period": {"start": period[0], "end": period[1]},
         "subtotal": amount,
     }
 
 
-def with_sums(body: dict[str, Any]) -> dict[str, Any]:
-    """The invoice with every sum worked out from its lines."""
+def with_sums(body: Body) -> Body:
+    """The invoice with every sum worked out from its lines, its credit notes and its payment."""
     lines = body["line_data"]
     total = sum(entry["amount"] for entry in lines)
-    paid = total if body["status"] == "paid" else 0
+    due = max(0, total - body["pre_payment_credit_notes_amount"])
+    paid = due if body["status"] == "paid" else 0
     return {
         **body,
         "lines": page(f"/v1/invoices/{body['id']}/lines", lines[:10], len(lines) > 10),
         "subtotal": total,
         "total": total,
-        "amount_due": max(0, total),
+        "amount_due": due,
         "amount_paid": paid,
         "amount_paid_off_stripe": 0,
         "amount_overpaid": 0,
-        "amount_remaining": max(0, total) - paid,
+        "amount_remaining": due - paid,
         "amount_shipping": 0,
-        "post_payment_credit_notes_amount": 0,
-        "pre_payment_credit_notes_amount": 0,
     }
 
 
-def shown(body: dict[str, Any]) -> dict[str, Any]:
+def credit_note(number: int, now: int, invoice_body: Body, amount: int, form: Body) -> Body:
+    """A credit note over `amount` minor units, before payment (the invoice shrinks) or after (money goes back)."""
+    after = invoice_body["status"] == "paid"
+    note_id = f"cn_double{number:08d}"
+    entry: Body = {
+        "id": f"cnli_double{number:08d}",
+        "object": "credit_note_line_item",
+        "amount": amount,
+        "description": form.get("memo"),
+        "discount_amount": 0,
+        "discount_amounts": [],
+        "livemode": False,
+        "pretax_credit_amounts": [],
+        "tax_rates": [],
+        "taxes": None,
+        "type": "custom_line_item",
+    }
+    return {
+        "id": note_id,
+        "object": "credit_note",
+        "amount": amount,
+        "amount_shipping": 0,
+        "created": now,
+        "currency": invoice_body["currency"],
+        "customer": invoice_body["customer"],
+        "discount_amount": 0,
+        "discount_amounts": [],
+        "invoice": invoice_body["id"],
+        "lines": page(f"/v1/credit_notes/{note_id}/lines", [entry], False),
+        "livemode": False,
+        "memo": form.get("memo"),
+        "metadata": form.get("metadata") or {},
+        "number": f"{invoice_body['number']}-CN-{number:02d}",
+        "out_of_band_amount": int(form["out_of_band_amount"]) if "out_of_band_amount" in form else None,
+        "pdf": f"https://double.invalid/{note_id}.pdf",
+        "post_payment_amount": amount if after else 0,
+        "pre_payment_amount": 0 if after else amount,
+        "pretax_credit_amounts": [],
+        "reason": form.get("reason"),
+        "refunds": [],
+        "status": "issued",
+        "subtotal": amount,
+        "total": amount,
+        "type": "post_payment" if after else "pre_payment",
+    }
+
+
+def event(number: int, now: int, kind: str, thing: Body, endpoints: int, key: str | None) -> Body:
+    """What happened to an object, with the object as it was then."""
+    return {
+        "id": f"evt_double{number:08d}",
+        "object": "event",
+        "created": now,
+        "data": {"object": thing},
+        "livemode": False,
+        "pending_webhooks": endpoints,
+        "request": {"id": "req_double", "idempotency_key": key},
+        "type": kind,
+    }
+
+
+def webhook_endpoint(number: int, now: int, secret: str, form: Body) -> Body:
+    """An address that hears of events, signed with its secret. Stripe shows the secret once, when it is made."""
+    return {
+        "id": f"we_double{number:08d}",
+        "object": "webhook_endpoint",
+        "created": now,
+        "enabled_events": form.get("enabled_events") or ["*"],
+        "livemode": False,
+        "metadata": form.get("metadata") or {},
+        "secret": secret,
+        "status": "enabled",
+        "url": form["url"],
+    }
+
+
+def shown(body: Body) -> Body:
     """The object as it is answered: what the double keeps for itself stays out."""
-    return {name: value for name, value in body.items() if name != "line_data"}
+    return {name: value for name, value in body.items() if name not in _KEPT_FOR_ITSELF}
 
 
-def page(url: str, data: list[dict[str, Any]], has_more: bool) -> dict[str, Any]:
+def page(url: str, data: list[Body], has_more: bool) -> Body:
     """A list as Stripe answers it."""
     return {"object": "list", "url": url, "has_more": has_more, "data": data}
 
 
-def search_page(url: str, data: list[dict[str, Any]]) -> dict[str, Any]:
+def search_page(url: str, data: list[Body]) -> Body:
     """A search result as Stripe answers it."""
     return {"object": "search_result", "url": url, "has_more": False, "next_page": None, "data": data}

@@ -1,228 +1,252 @@
-"""The double's routes. A key answers the same again, as at Stripe, and with another request it is an error."""
+"""The double over HTTP: keys and authentication, idempotency as Stripe has it, planned faults, and the routes."""
 
+import base64
+import binascii
 import json
-import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from taximeter_billing.payments.double import objects
+from taximeter_billing.payments.double.deliveries import Deliveries
+from taximeter_billing.payments.double.faults import Fault, FaultPlan
 from taximeter_billing.payments.double.forms import parse_form
+from taximeter_billing.payments.double.objects import Body
+from taximeter_billing.payments.double.operations import Operations
+from taximeter_billing.payments.double.refusals import RefusedError
 from taximeter_billing.payments.double.store import Store
 
-LINES_AT_ONCE_MAX = 250
-_QUERY = re.compile(r"metadata\['([^']+)'\]:'([^']*)'")
+KEY_CHARS_MAX = 255
+STALL_SECONDS_MAX = 30.0
+_FAILURE = json.dumps({"error": {"type": "api_error", "message": "planned fault"}})
 
-Form = dict[str, Any]
-Handler = Callable[[Request, Form], dict[str, Any]]
+Operation = Callable[[str, Body], Body]
 
 
-class RefusedError(Exception):
-    """A request that Stripe would refuse, in Stripe's own shape."""
+class CutOff(Response):
+    """Half an answer, and then the connection is gone."""
 
-    def __init__(self, status: int, message: str, kind: str = "invalid_request_error", code: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = {"error": {"type": kind, "message": message, **({"code": code} if code else {})}}
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Promise the whole body and send half of it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        half = bytes(self.body[: len(self.body) // 2])
+        await send({"type": "http.response.body", "body": half, "more_body": True})
 
 
 class StripeDouble:
-    """The API over a store. `faults` maps a step ("POST /v1/invoices") to what the next calls of it meet, for tests:
+    """The API over a store. `faults` plans what the next calls of a step meet (see Fault), `calls` counts them by step.
 
-    "lost" does the work and hangs up, "500", "429" and "409" refuse before it. POST /_double/faults sets them over HTTP.
+    Over HTTP: POST /_double/faults, GET /_double/calls, POST /_double/search {"paused": true}, POST /_double/forget-keys.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: Callable[[], int] = lambda: int(time.time())) -> None:
         self._store = store
-        self.faults: dict[str, list[str]] = {}
+        self._operations = Operations(store, clock)
+        self._plan = FaultPlan()
         self.calls: Counter[str] = Counter()
-        self._lock = threading.RLock()
+        self._lock = threading.Condition(threading.RLock())
+        self._in_progress: set[str] = set()
+        self._turned_away: set[str] = set()
+        self._deliveries = Deliveries(store, self._lock)
+
+    def plan_faults(self, planned: dict[str, list[str]]) -> None:
+        """Replace the planned faults: by step, in order. Raises ValueError for a fault that is none."""
+        with self._lock:
+            self._plan.set(planned)
+
+    def pause_search(self, paused: bool) -> None:
+        """Let search fall behind, or catch up."""
+        with self._lock:
+            self._operations.pause_search(paused)
+
+    def forget_keys(self) -> None:
+        """Forget every idempotency key, as Stripe may after a day."""
+        with self._lock:
+            self._store.forget_answers()
 
     def app(self) -> Starlette:
         """The routes."""
-        routes = [
-            ("POST", "/v1/customers", self._create_customer),
-            ("GET", "/v1/customers/search", self._search_customers),
-            ("GET", "/v1/customers/{id}", self._get_customer),
-            ("POST", "/v1/invoices", self._create_invoice),
-            ("GET", "/v1/invoices", self._list_invoices),
-            ("GET", "/v1/invoices/search", self._search_invoices),
-            ("GET", "/v1/invoices/{id}", self._get_invoice),
-            ("GET", "/v1/invoices/{id}/lines", self._list_lines),
-            ("POST", "/v1/invoices/{id}/add_lines", self._add_lines),
-            ("POST", "/v1/invoices/{id}/finalize", self._finalize),
-            ("POST", "/v1/invoices/{id}/void", self._void),
-            ("POST", "/v1/invoices/{id}/pay", self._pay),
+        does = self._operations
+        routes: list[tuple[str, str, Operation]] = [
+            ("GET", "/v1/customers", does.list_customers),
+            ("POST", "/v1/customers", does.create_customer),
+            ("GET", "/v1/customers/search", does.search_customers),
+            ("GET", "/v1/customers/{id}", does.get_customer),
+            ("POST", "/v1/customers/{id}", does.update_customer),
+            ("GET", "/v1/invoices", does.list_invoices),
+            ("POST", "/v1/invoices", does.create_invoice),
+            ("GET", "/v1/invoices/search", does.search_invoices),
+            ("GET", "/v1/invoices/{id}", does.get_invoice),
+            ("POST", "/v1/invoices/{id}", does.update_invoice),
+            ("DELETE", "/v1/invoices/{id}", does.delete_invoice),
+            ("GET", "/v1/invoices/{id}/lines", does.list_lines),
+            ("POST", "/v1/invoices/{id}/add_lines", does.add_lines),
+            ("POST", "/v1/invoices/{id}/finalize", does.finalize),
+            ("POST", "/v1/invoices/{id}/send", does.send),
+            ("POST", "/v1/invoices/{id}/void", does.void),
+            ("POST", "/v1/invoices/{id}/pay", does.pay),
+            ("POST", "/v1/invoices/{id}/mark_uncollectible", does.mark_uncollectible),
+            ("GET", "/v1/credit_notes", does.list_credit_notes),
+            ("POST", "/v1/credit_notes", does.create_credit_note),
+            ("GET", "/v1/credit_notes/{id}", does.get_credit_note),
+            ("POST", "/v1/webhook_endpoints", does.create_webhook_endpoint),
+            ("GET", "/v1/events", does.list_events),
+            ("GET", "/v1/events/{id}", does.get_event),
         ]
         mine = [
-            Route("/healthz", self._healthy),
-            Route("/readyz", self._healthy),
-            Route("/_double/faults", self._plan_faults, methods=["POST"]),
-            Route("/_double/calls", self._count_calls),
+            Route("/healthz", _healthy),
+            Route("/readyz", _healthy),
+            Route("/_double/faults", self._on_faults, methods=["POST"]),
+            Route("/_double/search", self._on_search, methods=["POST"]),
+            Route("/_double/forget-keys", self._on_forget_keys, methods=["POST"]),
+            Route("/_double/calls", self._on_calls),
         ]
-        return Starlette(routes=[*mine, *(self._route(method, path, handler) for method, path, handler in routes)])
+        unknown = Route("/{path:path}", _unknown, methods=["GET", "POST", "DELETE"])
+        return Starlette(routes=[*mine, *(self._route(method, path, does) for method, path, does in routes), unknown])
 
-    async def _healthy(self, _request: Request) -> Response:
-        return JSONResponse({"ready": True})
-
-    async def _plan_faults(self, request: Request) -> Response:
-        self.faults = await request.json()
+    async def _on_faults(self, request: Request) -> Response:
+        self.plan_faults(await request.json())
         return JSONResponse({})
 
-    async def _count_calls(self, _request: Request) -> Response:
+    async def _on_search(self, request: Request) -> Response:
+        self.pause_search(bool((await request.json())["paused"]))
+        return JSONResponse({})
+
+    async def _on_forget_keys(self, _request: Request) -> Response:
+        self.forget_keys()
+        return JSONResponse({})
+
+    async def _on_calls(self, _request: Request) -> Response:
         return JSONResponse(dict(self.calls))
 
-    def _route(self, method: str, path: str, handler: Handler) -> Route:
+    def _route(self, method: str, path: str, operation: Operation) -> Route:
         async def endpoint(request: Request) -> Response:
             text = (await request.body()).decode() if method == "POST" else request.url.query
-            return await run_in_threadpool(lambda: self._answer(request, f"{method} {path}", text, handler))
+            return await run_in_threadpool(lambda: self._answer(request, f"{method} {path}", text, operation))
 
         return Route(path, endpoint, methods=[method])
 
-    def _answer(self, request: Request, step: str, text: str, handler: Handler) -> Response:
+    def _answer(self, request: Request, step: str, text: str, operation: Operation) -> Response:
         with self._lock:
             self.calls[step] += 1
-            planned = self.faults.get(step) or []
-            fault = planned.pop(0) if planned else ""
-            if fault in {"500", "429", "409"}:
-                kind = "idempotency_error" if fault == "409" else "api_error"
-                return JSONResponse({"error": {"type": kind, "message": f"planned fault {fault}"}}, int(fault))
+            fault = self._plan.next(step)
             try:
                 _authenticate(request)
-                status, body, replayed = self._once(request, step, text, handler)
+                key = _idempotency_key(request)
+                if key is not None and key in self._in_progress:
+                    self._turned_away.add(key)
+                    self._lock.notify_all()
+                    raise _conflict()
+                if fault is Fault.STALL and key is not None:
+                    self._stall(key)
+                status, body, replayed = self._once(request, key, text, operation, fault)
             except RefusedError as refused:
                 status, body, replayed = refused.status, json.dumps(refused.body), False
-        if fault == "lost":
-            # The work is done and the answer never arrives: the client sees a broken body.
-            return Response(body[: len(body) // 2], 200, {"content-length": str(len(body))}, "application/json")
-        headers = {"Request-Id": "req_double"} | ({"Idempotent-Replayed": "true"} if replayed else {})
-        return Response(body, status, headers, "application/json")
+            self._deliveries.wake()
+        headers = {"Request-Id": "req_double"}
+        if key_shown := request.headers.get("idempotency-key"):
+            headers["Idempotency-Key"] = key_shown
+        if replayed:
+            headers["Idempotent-Replayed"] = "true"
+            if status >= 500:  # trying again would only replay it again
+                headers["Stripe-Should-Retry"] = "false"
+        answer = CutOff if fault in {Fault.LOST, Fault.CUT} else Response
+        return answer(body, status, headers, "application/json")
 
-    def _once(self, request: Request, step: str, text: str, handler: Handler) -> tuple[int, str, bool]:
-        key = request.headers.get("idempotency-key") if step.startswith("POST") else None
-        mark = sha256(f"{request.url.path}\n{text}".encode()).hexdigest()
-        before = self._store.answer(key) if key else None
-        if before is not None:
+    def _stall(self, key: str) -> None:
+        self._in_progress.add(key)
+        try:
+            self._lock.wait_for(lambda: key in self._turned_away, STALL_SECONDS_MAX)
+        finally:
+            self._in_progress.discard(key)
+            self._turned_away.discard(key)
+
+    def _once(
+        self, request: Request, key: str | None, text: str, operation: Operation, fault: Fault | None
+    ) -> tuple[int, str, bool]:
+        """The answer's status and body, and whether it was given before under the same key."""
+        form = parse_form(text)
+        mark = sha256(f"{request.method} {request.url.path}\n{json.dumps(form, sort_keys=True)}".encode()).hexdigest()
+        if key is not None and (before := self._store.answer(key)) is not None:
             if before[0] != mark:
                 message = (
                     "Keys for idempotent requests can only be used with the same parameters they were first used with."
                 )
-                raise RefusedError(400, message, "idempotency_error")
+                raise RefusedError(400, message, kind="idempotency_error")
             return before[1], before[2], True
-        status, body = 200, json.dumps(handler(request, parse_form(text)))
-        if key:
-            self._store.keep_answer(key, mark, status, body)
-        return status, body, False
+        if fault is not None:
+            _refuse_before(fault)
+        if fault is Fault.FAILED:
+            status, body = 500, _FAILURE
+            if key is not None:
+                self._store.keep_answer(key, mark, status, body)
+            return status, body, False
+        return *self._worked(request, key, mark, form, operation, fault), False
 
-    def _create_customer(self, _request: Request, form: Form) -> dict[str, Any]:
-        return self._kept(objects.customer(self._store.next_number(), int(time.time()), form))
-
-    def _get_customer(self, request: Request, _form: Form) -> dict[str, Any]:
-        return self._find(request.path_params["id"], "customer")
-
-    def _search_customers(self, _request: Request, form: Form) -> dict[str, Any]:
-        return objects.search_page("/v1/customers/search", self._search("customer", form))
-
-    def _create_invoice(self, _request: Request, form: Form) -> dict[str, Any]:
-        self._find(form.get("customer", ""), "customer")
-        return self._kept(objects.invoice(self._store.next_number(), int(time.time()), form))
-
-    def _get_invoice(self, request: Request, _form: Form) -> dict[str, Any]:
-        return objects.shown(self._find(request.path_params["id"], "invoice"))
-
-    def _list_invoices(self, _request: Request, form: Form) -> dict[str, Any]:
-        every = [objects.shown(body) for body in self._store.all("invoice")]
-        return _paged("/v1/invoices", every, form)
-
-    def _search_invoices(self, _request: Request, form: Form) -> dict[str, Any]:
-        return objects.search_page(
-            "/v1/invoices/search", [objects.shown(body) for body in self._search("invoice", form)]
-        )
-
-    def _list_lines(self, request: Request, form: Form) -> dict[str, Any]:
-        found = self._find(request.path_params["id"], "invoice")
-        return _paged(f"/v1/invoices/{found['id']}/lines", found["line_data"], form)
-
-    def _add_lines(self, request: Request, form: Form) -> dict[str, Any]:
-        found = self._draft(request)
-        added = form.get("lines") or []
-        if len(found["line_data"]) + len(added) > LINES_AT_ONCE_MAX:
-            raise RefusedError(400, f"an invoice has at most {LINES_AT_ONCE_MAX} lines")
+    def _worked(
+        self, request: Request, key: str | None, mark: str, form: Body, operation: Operation, fault: Fault | None
+    ) -> tuple[int, str]:
+        self._operations.key = key
         try:
-            number = len(found["line_data"]) + int(found["id"][-8:]) * 1000
-            lines = [objects.line(number + index, found, entry) for index, entry in enumerate(added)]
-        except ValueError:
-            raise RefusedError(400, "Invalid integer", code="parameter_invalid_integer") from None
-        return self._kept(objects.with_sums({**found, "line_data": [*found["line_data"], *lines]}))
+            with self._store.transaction():
+                status, body = 200, json.dumps(operation(request.path_params.get("id", ""), form))
+                if fault is Fault.FAILED_AFTER:
+                    status, body = 500, _FAILURE
+                if key is not None:
+                    self._store.keep_answer(key, mark, status, body)
+        except RefusedError as refused:
+            if refused.kept and key is not None:
+                self._store.keep_answer(key, mark, refused.status, json.dumps(refused.body))
+            raise
+        return status, body
 
-    def _finalize(self, request: Request, _form: Form) -> dict[str, Any]:
-        found = self._draft(request)
-        if found["total"] < 0:
-            raise RefusedError(400, "an invoice's total cannot be negative")
-        status = "paid" if found["total"] == 0 else "open"
-        moments = {**found["status_transitions"], "finalized_at": int(time.time())}
-        number = f"DOUBLE-{int(found['id'][-8:]):04d}"
-        return self._kept(
-            objects.with_sums({**found, "status": status, "status_transitions": moments, "number": number})
-        )
 
-    def _void(self, request: Request, _form: Form) -> dict[str, Any]:
-        return self._moved(request, "void", "voided_at")
+def _refuse_before(fault: Fault) -> None:
+    """Faults that strike before any work, and are not kept."""
+    if fault is Fault.RATE_LIMITED:
+        raise RefusedError(429, "Too many requests", code="rate_limit")
+    if fault is Fault.CONFLICT:
+        raise _conflict()
+    if fault in {Fault.UNAVAILABLE, Fault.CUT}:
+        raise RefusedError(503, "planned fault", kind="api_error")
 
-    def _pay(self, request: Request, _form: Form) -> dict[str, Any]:
-        return self._moved(request, "paid", "paid_at")
 
-    def _moved(self, request: Request, status: str, moment: str) -> dict[str, Any]:
-        found = self._find(request.path_params["id"], "invoice")
-        if found["status"] != "open":
-            raise RefusedError(400, f"an invoice that is {found['status']} cannot become {status}")
-        moments = {**found["status_transitions"], moment: int(time.time())}
-        return self._kept(objects.with_sums({**found, "status": status, "status_transitions": moments}))
+def _conflict() -> RefusedError:
+    message = "There is currently another in-progress request using this Idempotent Key"
+    return RefusedError(409, message, kind="idempotency_error", code="idempotency_key_in_use")
 
-    def _draft(self, request: Request) -> dict[str, Any]:
-        found = self._find(request.path_params["id"], "invoice")
-        if found["status"] != "draft":
-            raise RefusedError(400, "this invoice is finalized and cannot be changed", code="invoice_not_editable")
-        return found
 
-    def _find(self, object_id: str, kind: str) -> dict[str, Any]:
-        found = self._store.get(object_id)
-        if found is None or found["object"] != kind:
-            raise RefusedError(404, f"No such {kind}: '{object_id}'", code="resource_missing")
-        return found
-
-    def _search(self, kind: str, form: Form) -> list[dict[str, Any]]:
-        match = _QUERY.fullmatch(str(form.get("query", "")).strip())
-        if match is None:
-            raise RefusedError(400, "the double searches by one metadata key only: metadata['key']:'value'")
-        key, value = match.groups()
-        return [body for body in self._store.all(kind) if body["metadata"].get(key) == value][
-            : int(form.get("limit", 10))
-        ]
-
-    def _kept(self, body: dict[str, Any]) -> dict[str, Any]:
-        self._store.put(body)
-        return objects.shown(body)
+def _idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key") if request.method == "POST" else None
+    if key is not None and not 0 < len(key) <= KEY_CHARS_MAX:
+        raise RefusedError(400, f"an idempotency key has 1 to {KEY_CHARS_MAX} characters")
+    return key
 
 
 def _authenticate(request: Request) -> None:
+    """A test key as bearer token, or as the user of basic authentication, as `curl -u` sends it."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not key.startswith(("sk_test_", "rk_test_")):
-        raise RefusedError(401, "Invalid API Key provided", "invalid_request_error", "api_key_invalid")
+    if scheme.lower() == "basic":
+        try:
+            key = base64.b64decode(key, validate=True).decode().partition(":")[0]
+        except (binascii.Error, UnicodeDecodeError):
+            key = ""
+    if scheme.lower() not in {"bearer", "basic"} or not key.startswith(("sk_test_", "rk_test_")):
+        raise RefusedError(401, "Invalid API Key provided: the double takes sk_test_... only", code="api_key_invalid")
 
 
-def _paged(url: str, data: list[dict[str, Any]], form: Form) -> dict[str, Any]:
-    limit = min(100, int(form.get("limit", 10)))
-    start = 0
-    if (after := form.get("starting_after")) is not None:
-        start = next((index + 1 for index, body in enumerate(data) if body["id"] == after), len(data))
-    return objects.page(url, data[start : start + limit], start + limit < len(data))
+async def _healthy(_request: Request) -> Response:
+    return JSONResponse({"ready": True})
+
+
+async def _unknown(request: Request) -> Response:
+    refused = RefusedError(404, f"Unrecognized request URL ({request.method}: {request.url.path})")
+    return JSONResponse(refused.body, refused.status)
