@@ -5,7 +5,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -120,8 +120,9 @@ class Keeper:
                 message = consumer.poll(0.1)
                 if message is None:
                     continue
-                if message.error() is not None:
-                    assert message.error().code() == KafkaError._PARTITION_EOF
+                error = message.error()
+                if error is not None:
+                    assert error.code() == KafkaError._PARTITION_EOF
                     unread.discard(message.partition())
                     if not unread:
                         self._ready.set()
@@ -194,6 +195,7 @@ class GatewayStack:
                 "TAXIMETER_SALT_SECRET": "0123456789abcdef0123456789abcdef",
                 "TAXIMETER_UPSTREAM_URL": upstream_url,
                 "TAXIMETER_STATE_DIR": str(self.folder / gateway_id),
+                "TAXIMETER_GATEWAY_LEASE_WAIT_MS": "1500",
                 **environment,
             },
             self.folder / gateway_id,
@@ -248,7 +250,7 @@ def chat_body(model: str, prompt: str, output_tokens: int = 3, **fields: object)
     return {"model": model, "messages": messages, "max_tokens": output_tokens, "vllm_xargs": xargs, **fields}
 
 
-def declare(stack: GatewayStack, tenant: str, budgets: Iterable[Budget] = (), **fields: object) -> str:
+def declare(stack: GatewayStack, tenant: str, budgets: Sequence[Budget] = (), **fields: object) -> str:
     """Declare a tenant with a key, prices for every model, and budgets; returns the key once the gateway knows all."""
     now = datetime.now(UTC)
     card = RateCard(
@@ -262,10 +264,13 @@ def declare(stack: GatewayStack, tenant: str, budgets: Iterable[Budget] = (), **
     declared = Tenant.model_validate({"id": tenant, "rate_card": card.id, **fields})
     records = [_record(ControlKind.TENANT, tenant, declared), _record(ControlKind.RATE_CARD, card.name, card)]
     records += [_record(ControlKind.BUDGET, budget.id, budget) for budget in budgets]
+    if not budgets:
+        records.append(key_record(tenant, secret))
     publish(stack.bootstrap_servers, records)
-    # A key of a later message shows that every earlier one was applied: once to be fetched, and once more.
-    for key in (f"sk-{secrets.token_hex(12)}", secret):
-        publish(stack.bootstrap_servers, [key_record(tenant, key)])
+    # A key of a later message shows that every earlier one was fetched; one more, that all of them were applied.
+    for key in (f"sk-{secrets.token_hex(12)}", secret) if budgets else (secret,):
+        if budgets:
+            publish(stack.bootstrap_servers, [key_record(tenant, key)])
         await_true(lambda key=key: _knows(stack.gateway, key), lambda: f"the gateway knows {tenant}")  # type: ignore[misc]
     return secret
 
@@ -288,4 +293,6 @@ def _record(kind: ControlKind, name: str, body: Tenant | RateCard | Budget | Api
 
 def _knows(gateway: Service, key: str) -> bool:
     headers = {"authorization": f"Bearer {key}"}
-    return httpx.get(f"{gateway.url}/v1/models", headers=headers, timeout=SECONDS_MAX).status_code != 401
+    return (
+        httpx.get(f"{gateway.url}/v1/models", headers=headers, timeout=SECONDS_MAX).status_code != 401
+    )  # 403: suspended

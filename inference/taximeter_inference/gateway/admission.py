@@ -237,6 +237,8 @@ class Wallet:
             del self._by_lease[ask.lease_id]
             return
         purse.granted_at = now
+        # Near the limit slices are cut, and a smaller one is low later.
+        purse.slice_pico = min(purse.slice_pico, granted_pico)
         usable_until = purse.asked_at + lasts_seconds * (1 - self._terms.margin)
         purse.leases.append(_Lease(ask, granted_pico, lasts_seconds, usable_until, purse.asked_at, now))
 
