@@ -28,7 +28,7 @@ def command(
     )
     try:
         with console.status("starting the stack") as status:
-            stack = Stack(data, report=lambda text: status.update(f"starting the stack: {text}"))
+            stack = Stack(data, random_ports=True, report=lambda text: status.update(f"starting the stack: {text}"))
             stack.start()
         try:
             write_env_file(stack)

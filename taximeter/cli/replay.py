@@ -39,7 +39,7 @@ def command(
         requests = read_trace(trace)
         requests = requests[:limit] if limit else requests
         names = replay_tenants(tenants)
-        with Stack(data, report=lambda text: console.print(f"[dim]{text}[/]")) as stack:
+        with Stack(data, random_ports=True, report=lambda text: console.print(f"[dim]{text}[/]")) as stack:
             desk = BillingDesk(stack)
             desk.apply_content(replay_declarations(names, min(pools, tenants)))
             plan = ReplayPlan(names, seed, speed, at_once)
@@ -52,7 +52,7 @@ def command(
             report = reconcile_all(desk.settings)
             _show(console, requests, outcome)
             if as_json:
-                print(json.dumps({"sent": outcome.sent, "served": outcome.served, **report.to_json()}, indent=2))
+                print(json.dumps({**outcome.totals(), **report.to_json()}, indent=2))
             else:
                 console.print(invoices_table(desk.invoices(period)))
                 for part in report_tables(report):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import yaml
 from rich.console import Console, RenderableType
 from rich.live import Live
 
@@ -15,6 +16,7 @@ from taximeter.demo.display import picture
 from taximeter.demo.receiver import Receiver
 from taximeter.demo.scene import DAY_REQUESTS, HABITS, NIGHT_REQUESTS, RUNAWAY, SEED, TENANTS
 from taximeter.embedded.billing_desk import BillingDesk
+from taximeter.embedded.ports import free_port
 from taximeter.embedded.settling import wait_until_metered
 from taximeter.embedded.stack import PARTITIONS, Stack
 from taximeter.reconcile.run import reconcile_all
@@ -23,8 +25,6 @@ from taximeter.workload.demo_plan import plan_day, plan_night
 from taximeter_schemas.money import format_pico
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "taximeter.yaml"
-RECEIVER_PORT = 8095
-RECEIVER_SECRET = "whsec_ZXhhbXBsZS1zZWNyZXQtbm90LWZvci1wcm9kdWN0aW9uLXVzZQ=="
 AT_ONCE = 12
 ALERT_SECONDS_MAX = 30.0
 
@@ -33,14 +33,18 @@ def run_demo(stack: Stack, console: Console, scale: float = 1.0) -> bool:
     """Run it all on a started stack; True when every law holds. `scale` shortens or lengthens the traffic."""
     desk = BillingDesk(stack)
     console.rule("[bold]1. Declare tenants, prices, budgets")
-    plan = desk.apply(EXAMPLE)
-    again = desk.apply(EXAMPLE)
+    declarations = yaml.safe_load(EXAMPLE.read_text())
+    endpoint = declarations["alert_endpoints"][0]
+    receiver = Receiver(free_port(), endpoint["secret"])
+    endpoint["url"] = receiver.url
+    plan = desk.apply_content(declarations)
+    again = desk.apply_content(declarations)
     console.print(
         f"applied {len(plan.changes)} declarations from {EXAMPLE.name}; a second time changes {len(again.changes)}"
     )
     keys = desk.make_keys(list(TENANTS))
     console.rule("[bold]2. A day of traffic, then a night in which one agent runs away")
-    asyncio.run(_traffic(stack, keys, console, scale))
+    asyncio.run(_traffic(stack, keys, receiver, console, scale))
     period = f"{datetime.now(UTC):%Y-%m}"
     console.rule(f"[bold]3. Close {period}")
     _bill(desk, period, console)
@@ -51,8 +55,7 @@ def run_demo(stack: Stack, console: Console, scale: float = 1.0) -> bool:
     return report.clean
 
 
-async def _traffic(stack: Stack, keys: dict[str, str], console: Console, scale: float) -> None:
-    receiver = Receiver(RECEIVER_PORT, RECEIVER_SECRET)
+async def _traffic(stack: Stack, keys: dict[str, str], receiver: Receiver, console: Console, scale: float) -> None:
     watch = BudgetWatch(stack.addresses.kafka, PARTITIONS)
     await receiver.start()
     watch.start()

@@ -34,6 +34,16 @@ class Outcome:
         """Requests answered with 200."""
         return sum(count for (_tenant, status), count in self.statuses.items() if status == 200)
 
+    def totals(self) -> dict[str, int]:
+        """The sums, for machines."""
+        return {
+            "sent": self.sent,
+            "served": self.served,
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "output_tokens": self.output_tokens,
+        }
+
     def of(self, tenant: str, status: int) -> int:
         """How many answers of that status the tenant got."""
         return self.statuses[(tenant, status)]
