@@ -1,0 +1,73 @@
+"""What every dedupe index promises, on the one in memory and the one on disk."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from taximeter_streams.meter.dedupe import Counted, DedupeIndex, MemoryIndex, RocksIndex, log_mark
+
+A, B, C = (bytes([number]) * 16 for number in (1, 2, 3))
+MARK = log_mark("log", 0)
+BODY = bytes(range(16))
+
+
+@pytest.fixture(params=["memory", "rocks"])
+def index(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DedupeIndex]:
+    made: DedupeIndex = MemoryIndex() if request.param == "memory" else RocksIndex(tmp_path / "index")
+    yield made
+    made.close()
+
+
+def test_an_empty_index_knows_nothing(index: DedupeIndex) -> None:
+    assert index.find([]) == []
+    assert index.find([A, B]) == [None, None]
+    assert index.known_to("log/0") is None
+
+
+def test_what_is_marked_is_found_in_the_order_asked(index: DedupeIndex) -> None:
+    first, second = Counted(BODY, MARK, 0), Counted(bytes(16), MARK, 2**40)
+    index.mark("log/0", 2**40, [(A, first), (B, second)])
+    assert index.find([B, C, A, B]) == [second, None, first, second]
+
+
+def test_partitions_are_known_each_for_itself(index: DedupeIndex) -> None:
+    index.mark("log/0", 0, [])
+    index.mark("log/1", 7, [(A, Counted(BODY, MARK, 7))])
+    index.mark("log/1", 9, [])
+    assert [index.known_to(key) for key in ("log/0", "log/1", "log/2", "other/0")] == [0, 9, None, None]
+    assert index.find([A]) == [Counted(BODY, MARK, 7)]
+
+
+def test_marking_again_changes_nothing(index: DedupeIndex) -> None:
+    for _time in range(2):
+        index.mark("log/0", 5, [(A, Counted(BODY, MARK, 5))])
+    assert index.find([A]) == [Counted(BODY, MARK, 5)]
+    assert index.known_to("log/0") == 5
+
+
+def test_an_identity_is_no_partition(index: DedupeIndex) -> None:
+    index.mark("x" * 16, 3, [])
+    assert index.find([b"x" * 16]) == [None]
+
+
+def test_a_log_and_its_partitions_have_marks_of_their_own() -> None:
+    marks = {log_mark(log_id, partition) for log_id in ("a", "b", "a/1") for partition in range(20)}
+    assert len(marks) == 60
+    assert {len(mark) for mark in marks} == {8}
+
+
+@pytest.fixture
+def reopened(tmp_path: Path) -> Callable[[], RocksIndex]:
+    return lambda: RocksIndex(tmp_path / "index")
+
+
+def test_the_index_on_disk_outlives_its_process(reopened: Callable[[], RocksIndex]) -> None:
+    for offset, identity in enumerate((A, B)):
+        index = reopened()
+        index.mark("log/0", offset, [(identity, Counted(BODY, MARK, offset))])
+        index.close()
+    index = reopened()
+    assert index.find([A, B, C]) == [Counted(BODY, MARK, 0), Counted(BODY, MARK, 1), None]
+    assert index.known_to("log/0") == 1
+    index.close()
