@@ -65,18 +65,19 @@ class WalletTerms:
     forget_seconds: float = 300.0
     """A scope without leases that nobody used for so long is forgotten."""
     margin: float = 0.1
-    """The part of a lease's time that is not used, for messages under way."""
+    """The part of a lease's first time that is not used, for messages under way."""
+    renewal: float = 0.6
+    """More time is asked for when less than this part of a lease's first time is left."""
 
 
 @dataclass(slots=True)
 class _Lease:
     ask: Ask
     granted_pico: int
+    asked_at: float
     lasts_seconds: float
     usable_until: float
-    renewed_at: float
     used_at: float
-    renewal_asked_at: float | None = None
     renewal_sent_at: float = float("-inf")
     reserved_pico: int = 0
     reservations: int = 0
@@ -161,7 +162,9 @@ class Wallet:
         return purse.pending
 
     def grant(self, lease_id: str, amounts_pico: Mapping[str, int], lasts_seconds: float, now: float) -> Answer:
-        """Take the keeper's answer. A stray one grants a lease that nobody here knows (any more): it should be closed."""
+        """Take the keeper's answer: `lasts_seconds` is the lease's whole time, from when it was granted to its end.
+
+        A stray one grants a lease that nobody here knows (any more): it should be closed."""
         purse = self._by_lease.get(lease_id)
         if purse is None:
             return Answer.STRAY
@@ -171,7 +174,7 @@ class Wallet:
             return Answer.SLICE
         for lease in purse.leases:
             if lease.ask.lease_id == lease_id:
-                self._renew(lease, granted_pico, now)
+                self._renew(lease, granted_pico, lasts_seconds, now)
         return Answer.RENEWAL
 
     def due(self, now: float) -> Iterator[Ask | Close]:
@@ -239,23 +242,25 @@ class Wallet:
         purse.granted_at = now
         # Near the limit slices are cut, and a smaller one is low later.
         purse.slice_pico = min(purse.slice_pico, granted_pico)
-        usable_until = purse.asked_at + lasts_seconds * (1 - self._terms.margin)
-        purse.leases.append(_Lease(ask, granted_pico, lasts_seconds, usable_until, purse.asked_at, now))
+        lease = _Lease(ask, granted_pico, purse.asked_at, lasts_seconds, now, now)
+        lease.usable_until = self._usable_until(purse.asked_at, lease, lasts_seconds)
+        purse.leases.append(lease)
 
-    def _renew(self, lease: _Lease, granted_pico: int, now: float) -> None:
-        asked_at, lease.renewal_asked_at = lease.renewal_asked_at, None
-        if not granted_pico:
+    def _renew(self, lease: _Lease, granted_pico: int, lasts_seconds: float, now: float) -> None:
+        if granted_pico:
+            # Counted from the first question as well: late and doubled answers cannot lengthen it wrongly.
+            lease.usable_until = max(lease.usable_until, self._usable_until(lease.asked_at, lease, lasts_seconds))
+        else:
             # Over at the keeper's: what it still held may be granted to others.
             lease.usable_until = min(lease.usable_until, now)
-        elif asked_at is not None:
-            lease.renewed_at = asked_at
-            lease.usable_until = asked_at + lease.lasts_seconds * (1 - self._terms.margin)
+
+    def _usable_until(self, asked_at: float, lease: _Lease, lasts_seconds: float) -> float:
+        return asked_at + lasts_seconds - self._terms.margin * lease.lasts_seconds
 
     def _wants_renewal(self, lease: _Lease, now: float) -> bool:
-        if now < lease.renewed_at + lease.lasts_seconds / 4 or now < lease.renewal_sent_at + self._terms.repeat_seconds:
+        is_fresh = now < lease.usable_until - self._terms.renewal * lease.lasts_seconds
+        if is_fresh or now < lease.renewal_sent_at + self._terms.repeat_seconds:
             return False
-        # An answer renews from the first question that it may belong to.
-        lease.renewal_asked_at = now if lease.renewal_asked_at is None else lease.renewal_asked_at
         lease.renewal_sent_at = now
         return True
 
