@@ -6,6 +6,7 @@ The folding, the columns, the spend and the index are the real ones; around them
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import Enum, auto
@@ -144,9 +145,14 @@ class Metering(RuleBasedStateMachine):
         }
         folded = fold(rows, known, MARK, PRICING)
         columns = dict(build_columns(folded, LOG_ID, PARTITION))
-        steps = {
+
+        def insert() -> None:
+            for _attempt in range(1 + repeated):
+                self.warehouse.insert(columns)
+
+        steps: dict[Step, Callable[[], None]] = {
             Step.FOLD: lambda: None,
-            Step.INSERT: lambda: [self.warehouse.insert(columns) for _attempt in range(1 + repeated)],
+            Step.INSERT: insert,
             Step.MARK: lambda: self.index.mark(KEY, batch[-1].offset, folded.counted(MARK)),
             Step.SPEND: lambda: self.tell_spend(columns),
             Step.COMMIT: lambda: None,
