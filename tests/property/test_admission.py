@@ -6,10 +6,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from taximeter_inference.gateway.admission import Answer, Ask, Close, Reservation, Scope, Wallet
+from taximeter_inference.gateway.admission import Answer, Ask, Close, Reservation, Scope, Wallet, WalletTerms
 
 LASTS_SECONDS = 8.0
-SCOPES = (Scope("acme", ("b",)), Scope("acme", ("b", "c")), Scope("other", ("b",)))
+SCOPES = (Scope("acme", ("b",)), Scope("acme", ("b", "c")))
+AMOUNTS = st.sampled_from((0, 1, 30, 100))
+# Small slices that stay: leases run empty, and run out while they are in use.
+TERMS = WalletTerms(slice_requests=2, idle_seconds=100.0)
 
 
 @dataclass
@@ -32,7 +35,7 @@ class WalletMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 1_000.0
         self.ids = 0
-        self.wallet = Wallet(self.new_id)
+        self.wallet = Wallet(self.new_id, TERMS)
         self.leases: dict[str, Granted] = {}
         self.asked: dict[str, Ask] = {}
         self.questions: list[tuple[Ask, float]] = []
@@ -56,7 +59,10 @@ class WalletMachine(RuleBasedStateMachine):
             assert message.settled_pico == lease.settled, "a close tells the true cost"
             lease.closed = message
 
-    @rule(scope=st.sampled_from(SCOPES), amount=st.integers(0, 500), waits=st.booleans())
+    @rule(scope=st.sampled_from(SCOPES), amount=AMOUNTS, waits=st.booleans())
+    def any_request(self, scope: Scope, amount: int, waits: bool) -> None:
+        self.request(scope, amount, waits)
+
     def request(self, scope: Scope, amount: int, waits: bool) -> None:
         reservation = self.wallet.reserve(scope, amount, self.now)
         self.hear(self.wallet.ask(scope, amount if reservation is None and waits else 0, self.now))
@@ -79,10 +85,24 @@ class WalletMachine(RuleBasedStateMachine):
         lease.reserved -= reservation.amount_pico
         lease.settled += cost
 
+    @rule(scope=st.sampled_from(SCOPES), amount=AMOUNTS, percent=st.integers(50, 100), uneven=st.integers(0, 50))
+    def promptly_supplied_request(self, scope: Scope, amount: int, percent: int, uneven: int) -> None:
+        """What mostly happens: the wallet is empty, asks, and is answered at once."""
+        if self.wallet.available_pico(scope, self.now) < amount:
+            sent = len(self.questions)
+            self.hear(self.wallet.ask(scope, amount, self.now))
+            if len(self.questions) > sent:
+                self._keeper_answers(len(self.questions) - 1, percent, uneven)
+                self._answer_arrives(len(self.answers) - 1, comes_again=False)
+        self.request(scope, amount, waits=False)
+
     @precondition(lambda self: self.questions)
     @rule(data=st.data(), percent=st.integers(0, 100), uneven=st.integers(0, 50))
     def keeper_answers(self, data: st.DataObject, percent: int, uneven: int) -> None:
-        ask, at = self.questions.pop(data.draw(st.integers(0, len(self.questions) - 1)))
+        self._keeper_answers(data.draw(st.integers(0, len(self.questions) - 1)), percent, uneven)
+
+    def _keeper_answers(self, position: int, percent: int, uneven: int) -> None:
+        ask, at = self.questions.pop(position)
         known = self.leases.get(ask.lease_id)
         if known is None:
             amounts = dict.fromkeys(ask.scope.budgets, ask.amount_pico * percent // 100)
@@ -100,14 +120,16 @@ class WalletMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.answers)
     @rule(data=st.data(), comes_again=st.booleans())
     def answer_arrives(self, data: st.DataObject, comes_again: bool) -> None:
-        position = data.draw(st.integers(0, len(self.answers) - 1))
+        self._answer_arrives(data.draw(st.integers(0, len(self.answers) - 1)), comes_again)
+
+    def _answer_arrives(self, position: int, comes_again: bool) -> None:
         lease_id, amounts, lasts_seconds = self.answers[position] if comes_again else self.answers.pop(position)
         answer = self.wallet.grant(lease_id, amounts, lasts_seconds, self.now)
         known = self.leases.get(lease_id)
         if answer is Answer.STRAY and known is not None and known.closed is None:
             self.hear(Close(lease_id, known.scope, 0))
 
-    @rule(seconds=st.floats(0.01, 4))
+    @rule(seconds=st.sampled_from((0.1, 1.0, 2.0, 5.0)))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         for message in self.wallet.due(self.now):
@@ -136,5 +158,5 @@ class WalletMachine(RuleBasedStateMachine):
         assert self.wallet.reservations == 0
 
 
-WalletMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+WalletMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 TestWallet = WalletMachine.TestCase
