@@ -5,7 +5,6 @@ metered  the same with cache prices
 saving   list - metered (negative where a cache-write premium outweighs the reads)
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,26 +69,31 @@ def rate_with(price: Price, card: RateCard, tokens: Any) -> Rated | Unrated:
     everything = input_tokens(tokens)
     request = price.request if everything or tokens.output else 0
     output = (tokens.output - tokens.reasoning) * output_price + tokens.reasoning * reasoning_price + request
-    cached = sum(count * unit for count, unit in _cache_classes(price, tokens))
+    metered = tokens.uncached_input * price.uncached_input + _cached_pico(price, tokens) + output
     return Rated(
         list_pico=everything * price.uncached_input + output,
-        metered_pico=tokens.uncached_input * price.uncached_input + cached + output,
+        metered_pico=metered,
         currency=card.currency,
         rate_card=card.name,
     )
 
 
-def _cache_classes(price: Price, tokens: Any) -> Iterable[tuple[int, int]]:
-    read, write, full = tokens.cache_read, tokens.cache_write, price.uncached_input
-    for count, unit in (
-        (read.gpu, price.cache_read_gpu),
-        (read.cpu, price.cache_read_cpu),
-        (read.disk, price.cache_read_disk),
-        (read.provider, price.cache_read_provider),
-        (write.five_minutes, price.cache_write_5m),
-        (write.one_hour, price.cache_write_1h),
-    ):
-        yield count, full if unit is None else unit
+def _cached_pico(price: Price, tokens: Any) -> int:
+    """What the cache classes cost. Written out, and zero counts skipped: the meter calls it for every event."""
+    read, write, full, pico = tokens.cache_read, tokens.cache_write, price.uncached_input, 0
+    if read.gpu:
+        pico += read.gpu * (full if price.cache_read_gpu is None else price.cache_read_gpu)
+    if read.cpu:
+        pico += read.cpu * (full if price.cache_read_cpu is None else price.cache_read_cpu)
+    if read.disk:
+        pico += read.disk * (full if price.cache_read_disk is None else price.cache_read_disk)
+    if read.provider:
+        pico += read.provider * (full if price.cache_read_provider is None else price.cache_read_provider)
+    if write.five_minutes:
+        pico += write.five_minutes * (full if price.cache_write_5m is None else price.cache_write_5m)
+    if write.one_hour:
+        pico += write.one_hour * (full if price.cache_write_1h is None else price.cache_write_1h)
+    return pico
 
 
 def worst_case_pico(price: Price, input_tokens_max: int, output_tokens_max: int) -> int:

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, Field
 
 from taximeter_schemas.budgets import Message
 
@@ -32,7 +32,11 @@ EVENT_FUTURE_SECONDS_MAX = 86_400
 
 
 class RejectedEvent(Message):
-    """A rejected message, whole: `payload` is its text, or base64 where it is not UTF-8 (`payload_encoding`)."""
+    """A rejected message: `payload` is its text, or base64 where it is not UTF-8 (`payload_encoding`).
+
+    It is whole unless it would not fit into a record: then `payload_bytes_cut` bytes are missing at its end, and partition
+    and offset say where the whole message stands in usage.events.v1.
+    """
 
     reason: RejectionReason
     detail: str
@@ -45,3 +49,4 @@ class RejectedEvent(Message):
     event_id: str | None = None
     payload: str
     payload_encoding: str = "utf-8"
+    payload_bytes_cut: int = Field(0, ge=0)

@@ -23,7 +23,7 @@ class SpendEntry(Message):
 
 
 class SpendRecord(Message):
-    """One tenant's share of one batch, a contiguous offset range of one partition of usage.events.v1.
+    """One tenant's share of a contiguous offset range of one partition of usage.events.v1: a batch of the meter, or a part of it.
 
     Log, partition and range identify the record: a reader that has seen `last_offset` of that partition ignores it. `log_id`
     names the life of the log, for offsets begin anew when a log that is kept in memory does.

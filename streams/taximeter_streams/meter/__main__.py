@@ -7,6 +7,7 @@ from taximeter_producers.health import HealthServer
 from taximeter_producers.logs import configure_logging
 from taximeter_producers.topics import ensure_topics
 from taximeter_sql import connect, migrate
+from taximeter_streams.meter import metrics
 from taximeter_streams.meter.dedupe import RocksIndex
 from taximeter_streams.meter.publishing import Publisher
 from taximeter_streams.meter.service import Meter
@@ -22,6 +23,7 @@ def main() -> None:
     client = connect(settings.clickhouse_url)
     migrate(client)
     index = RocksIndex(settings.state_dir / "meter" / "index")
+    metrics.INDEX_ENTRIES.set_function(index.entries_estimated)
     control = ControlFollower(settings.kafka_bootstrap_servers)
     control.start()
     meter = Meter(

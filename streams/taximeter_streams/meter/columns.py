@@ -1,16 +1,21 @@
 """The columns of usage_log, in the order of the table, built from folded rows. Pure."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from taximeter_schemas import wire
 from taximeter_streams.meter.folding import BLANK, Examined, Folded
 
 Column = tuple[str, list[Any]]
+_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
 
 def build_columns(folded: Folded, log_id: str, partition: int) -> list[Column]:
-    """Name and values of every column. Rows that could not be decoded have empty tags, and the epoch as their time."""
+    """Name and values of every column. Rows that could not be decoded have empty tags, and the epoch as their time.
+
+    A rejected event may claim any time; one that the column could not hold is brought to the nearest that it can.
+    """
     rows = folded.rows
     first, last, size = rows[0].message.offset, rows[-1].message.offset, len(rows)
     placed: list[Column] = [
@@ -53,7 +58,7 @@ def _tag_columns(rows: list[Examined]) -> list[Column]:
         ("service_tier", tag([data.service_tier.value for data in datas])),
         ("source", tag([event.source for event in events])),
         ("event_id", tag([event.id for event in events])),
-        ("time", [event.time for event in events]),
+        ("time", [min(max(event.time, _EARLIEST), _LATEST) for event in events]),
         ("request_id", [data.request_id or "" for data in datas]),
         ("root_request_id", [data.root_request_id or "" for data in datas]),
         ("hop", [data.hop for data in datas]),

@@ -1,36 +1,37 @@
 """The dedupe index: which identities have been counted, with which body, at which offset.
 
 The warehouse is the truth and the index a copy beside the worker: it is marked only after the insert has succeeded, and what
-it lacks is read from the warehouse when a partition arrives. Entries live for 35 days, the greatest age of an event that is
-accepted, so memory and disk stay bounded.
+it lacks is read from the warehouse when a partition arrives. Entries live a little longer than an event is accepted, so memory
+and disk stay bounded.
 """
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from rocksdict import AccessType, Options, Rdict, WriteBatch
 
-from taximeter_schemas.rejections import EVENT_AGE_SECONDS_MAX
+from taximeter_schemas.rejections import EVENT_AGE_SECONDS_MAX, EVENT_FUTURE_SECONDS_MAX
+
+KEPT_SECONDS = EVENT_AGE_SECONDS_MAX + EVENT_FUTURE_SECONDS_MAX
+"""An event can first arrive a day ahead of its time and be sent again until it is 35 days old."""
 
 _ENTRY = struct.Struct(">16s8sq")
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """An identity that was counted: its body's hash, and where its message stands."""
+class Counted(NamedTuple):
+    """An identity that was counted: its body's hash, and where its message stands (`log` names log and partition)."""
 
     body: bytes
     log: bytes
     offset: int
 
 
-def log_mark(log_id: str) -> bytes:
-    """Eight bytes that name a log: an offset means something only within one."""
-    return blake2b(log_id.encode(), digest_size=8).digest()
+def log_mark(log_id: str, partition: int) -> bytes:
+    """Eight bytes that name a partition of a log: an offset means something only within one."""
+    return blake2b(f"{log_id}/{partition}".encode(), digest_size=8).digest()
 
 
 class DedupeIndex(Protocol):
@@ -84,8 +85,8 @@ class RocksIndex:
         folder.mkdir(parents=True, exist_ok=True)
         options = Options(raw_mode=True)
         options.create_if_missing(True)
-        # Expired entries fall out when files are compacted; the answer never depends on when.
-        self._db = Rdict(str(folder), options, access_type=AccessType.with_ttl(EVENT_AGE_SECONDS_MAX + 2 * 86_400))
+        # Expired entries fall out when files are compacted, so some are found for longer. A day is added for clocks that differ.
+        self._db = Rdict(str(folder), options, access_type=AccessType.with_ttl(KEPT_SECONDS + 86_400))
 
     def find(self, identities: Sequence[bytes]) -> list[Counted | None]:
         """See DedupeIndex."""
@@ -106,6 +107,10 @@ class RocksIndex:
         """See DedupeIndex."""
         value = self._db.get(b"p" + partition_key.encode())
         return None if value is None else int.from_bytes(value, "big")
+
+    def entries_estimated(self) -> int:
+        """About how many identities it holds, as RocksDB estimates."""
+        return self._db.property_int_value("rocksdb.estimate-num-keys") or 0
 
     def close(self) -> None:
         """Flush and release the folder."""

@@ -4,21 +4,18 @@ Everything is decided from the arguments: the messages, what is declared, what w
 lists, one comprehension each, because a row object per event would cost more than decoding it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from taximeter_schemas import wire
-from taximeter_schemas.control_snapshot import ControlSnapshot
-from taximeter_schemas.rate_cards import Price, RateCard
-from taximeter_schemas.rating import Rated, Unrated, find_price, rate_with
+from taximeter_schemas.rating import Unrated
 from taximeter_schemas.rejections import RejectionReason
 from taximeter_streams.meter.dedupe import Counted
+from taximeter_streams.meter.pricing import Pricing
 from taximeter_streams.meter.validation import Rejection, examine
 
 ABSENT_IDENTITY = bytes(16)
-_Prices = dict[tuple[Any, ...], Price | None]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 BLANK = wire.UsageEvent(
     id="-", source="-", time=_EPOCH, data=wire.UsageData(tenant="-", feature="-", model="-", tokens=wire.Tokens())
@@ -71,10 +68,9 @@ class Folded:
         ]
 
 
-def examine_all(messages: Sequence[Received], snapshot: ControlSnapshot) -> list[Examined]:
+def examine_all(messages: Sequence[Received], tenants: Container[str]) -> list[Examined]:
     """Decode and validate each message; identities and bodies are hashed for what could be decoded."""
     rows = []
-    tenants = snapshot.tenants
     for message in messages:
         event, rejection = examine(message.payload, message.arrived_at_ms, tenants)
         row = Examined(message, event)
@@ -89,13 +85,12 @@ def examine_all(messages: Sequence[Received], snapshot: ControlSnapshot) -> list
     return rows
 
 
-def fold(rows: list[Examined], known: Mapping[bytes, Counted], log: bytes, snapshot: ControlSnapshot) -> Folded:
+def fold(rows: list[Examined], known: Mapping[bytes, Counted], log: bytes, pricing: Pricing) -> Folded:
     """Decide each examined row: duplicate, conflict, rated or unrated. `known` holds what was counted before this batch.
 
-    An identity that was counted at this very offset of this log is the row itself, read again.
+    An identity that was counted at this very offset of this log (`log` names its partition) is the row itself, read again.
     """
     seen: dict[bytes, bytes] = {}
-    prices: _Prices = {}
     for row in rows:
         if row.disposition != "accepted" or row.event is None:
             continue
@@ -105,7 +100,7 @@ def fold(rows: list[Examined], known: Mapping[bytes, Counted], log: bytes, snaps
         counted_body = counted_body or seen.get(row.identity)
         if counted_body is None:
             seen[row.identity] = row.body
-            _rate(row, row.event, snapshot, prices)
+            _rate(row, row.event, pricing)
         elif counted_body == row.body:
             row.disposition = "duplicate"
         else:
@@ -120,22 +115,11 @@ def _reject(row: Examined, rejection: Rejection) -> None:
     row.disposition, row.reason, row.detail = "rejected", str(rejection.reason), rejection.detail
 
 
-def _rate(row: Examined, event: wire.UsageEvent, snapshot: ControlSnapshot, prices: _Prices) -> None:
-    data = event.data
-    card = snapshot.card_for(data.tenant, event.time)
-    result = Unrated("no_rate_card") if card is None else _rate_under(card, data, prices)
+def _rate(row: Examined, event: wire.UsageEvent, pricing: Pricing) -> None:
+    result = pricing.rate(event)
     if isinstance(result, Unrated):
         row.disposition, row.reason = "unrated", result.reason
         return
     row.disposition = "rated"
     row.list_pico, row.metered_pico = result.list_pico, result.metered_pico
     row.currency, row.rate_card = result.currency, result.rate_card
-
-
-def _rate_under(card: RateCard, data: wire.UsageData, prices: _Prices) -> Rated | Unrated:
-    # Looking a price up is linear in the card, and within a batch the same few tags repeat.
-    key = (card.name, data.model, data.adapter, data.feature, data.operation, data.service_tier)
-    if key not in prices:
-        prices[key] = find_price(card, data)
-    price = prices[key]
-    return Unrated("unknown_model") if price is None else rate_with(price, card, data.tokens)

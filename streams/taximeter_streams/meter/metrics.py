@@ -11,3 +11,4 @@ RETRIES = Counter("taximeter_meter_retries", "Attempts that failed and were repe
 LAG_SECONDS = Gauge("taximeter_meter_lag_seconds", "Age of the newest message written, by partition", ["partition"])
 POSITION = Gauge("taximeter_meter_position", "Offset behind the last message written, by partition", ["partition"])
 STALE = Counter("taximeter_meter_stale_batches", "Batches given up because the worker had been paused past its session")
+INDEX_ENTRIES = Gauge("taximeter_meter_index_entries", "Identities in the dedupe index, as RocksDB estimates")

@@ -1,10 +1,11 @@
 """What the meter sends on: rejected messages with their reason, and spend records to the budgets."""
 
 import base64
+import logging
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from taximeter_schemas.rejections import RejectedEvent, RejectionReason
 from taximeter_schemas.spend import SpendRecord
@@ -12,6 +13,13 @@ from taximeter_schemas.topics import USAGE_REJECTED, USAGE_SPEND
 from taximeter_streams.meter.folding import Examined
 
 FLUSH_SECONDS_MAX = 60.0
+RECORD_BYTES_MAX = 1_040_000
+"""The largest record sent: a little under what a topic takes by default (1,048,588 bytes with its headers)."""
+
+CUT_BYTES_MAX = 65_536
+"""How much of a rejected message is sent on when the whole would make too large a record."""
+
+_log = logging.getLogger(__name__)
 
 
 class PublishError(ConnectionError):
@@ -22,25 +30,16 @@ class Publisher:
     """Sends and waits for the acknowledgement of everything sent, so that a batch is either told or tried again."""
 
     def __init__(self, bootstrap_servers: str) -> None:
+        self._bootstrap_servers = bootstrap_servers
         self._failures: list[str] = []
-        self._producer = Producer(
-            {
-                "bootstrap.servers": bootstrap_servers,
-                "enable.idempotence": True,
-                "acks": "all",
-                "linger.ms": 2,
-                "compression.type": "lz4",
-                # The same partition as faust's own producer picks, so that spend meets its tenant's budgets.
-                "partitioner": "murmur2_random",
-            }
-        )
+        self._producer = self._open()
 
     def send_rejected(self, rows: Iterable[Examined], partition: int) -> None:
-        """Send rejected messages whole. Raises PublishError."""
+        """Send rejected messages, each whole unless that makes too large a record. Raises PublishError."""
         now = datetime.now(UTC)
         for row in rows:
-            record = rejected_event(row, partition, now)
-            self._produce(USAGE_REJECTED.name, (record.event_id or "").encode(), record.model_dump_json().encode())
+            payload, record = rejected_record(row, partition, now)
+            self._produce(USAGE_REJECTED.name, (record.event_id or "").encode(), payload)
         self._flush()
 
     def send_spend(self, records: Iterable[SpendRecord]) -> None:
@@ -49,6 +48,21 @@ class Publisher:
             self._produce(USAGE_SPEND.name, record.tenant.encode(), record.model_dump_json().encode())
         self._flush()
 
+    def _open(self) -> Producer:
+        return Producer(
+            {
+                "bootstrap.servers": self._bootstrap_servers,
+                "enable.idempotence": True,
+                "acks": "all",
+                "linger.ms": 2,
+                "compression.type": "lz4",
+                "message.max.bytes": RECORD_BYTES_MAX + 8_000,
+                # The same partition as faust's own producer picks, so that spend meets its tenant's budgets.
+                "partitioner": "murmur2_random",
+            },
+            logger=_log,
+        )
+
     def _produce(self, topic: str, key: bytes, value: bytes) -> None:
         while True:
             try:
@@ -56,6 +70,9 @@ class Publisher:
                 return
             except BufferError:
                 self._producer.poll(0.1)
+            except KafkaException as error:
+                self._start_over()
+                raise PublishError(f"{topic}: {error}") from error
 
     def _delivered(self, error: KafkaError | None, _message: Message) -> None:
         if error is not None:
@@ -65,15 +82,32 @@ class Publisher:
         unsent = self._producer.flush(FLUSH_SECONDS_MAX)
         failures, self._failures = self._failures, []
         if unsent or failures:
+            self._start_over()
             raise PublishError(f"{unsent + len(failures)} messages were not acknowledged: {'; '.join(failures[:3])}")
 
+    def _start_over(self) -> None:
+        """Drop what is queued, since it is sent again whole; a producer that failed for good never sends anything more."""
+        self._producer.purge()
+        self._producer.flush(1)
+        self._failures = []
+        self._producer = self._open()
 
-def rejected_event(row: Examined, partition: int, now: datetime) -> RejectedEvent:
-    """A rejected row as the record that operators read; bytes that are not UTF-8 travel as base64. Pure."""
+
+def rejected_record(row: Examined, partition: int, now: datetime) -> tuple[bytes, RejectedEvent]:
+    """A rejected row as the record that operators read, and its JSON, which is at most RECORD_BYTES_MAX long. Pure."""
+    record = _rejected_event(row, row.message.payload, partition, now)
+    encoded = record.model_dump_json().encode()
+    if len(encoded) > RECORD_BYTES_MAX:
+        record = _rejected_event(row, row.message.payload[:CUT_BYTES_MAX], partition, now)
+        encoded = record.model_dump_json().encode()
+    return encoded, record
+
+
+def _rejected_event(row: Examined, kept: bytes, partition: int, now: datetime) -> RejectedEvent:
     try:
-        payload, encoding = row.message.payload.decode(), "utf-8"
+        payload, encoding = kept.decode(), "utf-8"
     except UnicodeDecodeError:
-        payload, encoding = base64.b64encode(row.message.payload).decode(), "base64"
+        payload, encoding = base64.b64encode(kept).decode(), "base64"
     event = row.event
     return RejectedEvent(
         reason=RejectionReason(row.reason),
@@ -87,4 +121,5 @@ def rejected_event(row: Examined, partition: int, now: datetime) -> RejectedEven
         event_id=event.id if event else None,
         payload=payload,
         payload_encoding=encoding,
+        payload_bytes_cut=len(row.message.payload) - len(kept),
     )

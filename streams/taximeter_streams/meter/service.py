@@ -22,6 +22,7 @@ from taximeter_streams.meter import metrics
 from taximeter_streams.meter.columns import Column, build_columns
 from taximeter_streams.meter.dedupe import DedupeIndex, log_mark
 from taximeter_streams.meter.folding import Folded, Received, examine_all, fold
+from taximeter_streams.meter.pricing import Pricing
 from taximeter_streams.meter.publishing import Publisher, PublishError
 from taximeter_streams.meter.settings import MeterSettings
 from taximeter_streams.meter.spending import spend_records
@@ -53,7 +54,7 @@ class Meter:
         self._index = index
         self._publisher = publisher
         self._control = control
-        self._log_mark = log_mark(settings.log_id)
+        self._pricing = Pricing(control.snapshot())
         self._next_offset: dict[int, int] = {}
         self._stopping = threading.Event()
         self._polled_at = time.monotonic()
@@ -89,11 +90,10 @@ class Meter:
 
     def run(self) -> None:
         """Take and write batches until `stop` is called."""
-        self._consumer.subscribe(
-            [USAGE_EVENTS.name], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
-        )
+        self._subscribe()
         try:
             while not self._stopping.is_set():
+                self._note_poll()
                 self._take_batches()
         finally:
             self._consumer.close()
@@ -104,9 +104,9 @@ class Meter:
         )
 
     def _take_batches(self) -> None:
-        self._polled_at = time.monotonic()
         messages = self._consumer.consume(self._settings.meter_batch_events_max, self._settings.meter_linger_ms / 1000)
-        self._polled_at = time.monotonic()
+        # A pause within the call, too: what it returned was fetched before.
+        self._note_poll()
         valid = [message for message in messages if self._takes(message)]
         valid.sort(key=lambda message: (_partition(message), _offset(message)))
         for partition, group in groupby(valid, key=_partition):
@@ -129,39 +129,57 @@ class Meter:
     def _write(self, partition: int, batch: list[Received]) -> None:
         if partition not in self._next_offset or batch[0].offset < self._next_offset[partition]:
             raise LostPartitionError(f"partition {partition} has moved on")
+        position = self._next_offset[partition]
+        self._check_own(partition, position)
         snapshot = self._control.snapshot()
-        rows = examine_all(batch, snapshot)
+        rows = examine_all(batch, snapshot.tenants)
         identities = [row.identity for row in rows if row.disposition == "accepted"]
         known = {
             identity: found for identity, found in zip(identities, self._index.find(identities), strict=True) if found
         }
-        folded = fold(rows, known, self._log_mark, snapshot)
+        if self._pricing.snapshot is not snapshot:
+            self._pricing = Pricing(snapshot)
+        mark = log_mark(self._settings.log_id, partition)
+        folded = fold(rows, known, mark, self._pricing)
         columns = build_columns(folded, self._settings.log_id, partition)
         # Rejected messages leave before the insert: after it, a crash would lose the only copy that names the reason.
         self._repeat("rejected", partition, lambda: self._publisher.send_rejected(folded.rejected, partition))
         with metrics.INSERT_SECONDS.time():
-            self._repeat("insert", partition, lambda: self._insert(partition, columns))
-        self._index.mark(self._partition_key(partition), batch[-1].offset, folded.counted(self._log_mark))
+            self._repeat("insert", partition, lambda: self._insert(partition, position, columns))
+        self._index.mark(self._partition_key(partition), batch[-1].offset, folded.counted(mark))
         self._next_offset[partition] = batch[-1].offset + 1
         self._tell_spend(partition, columns)
         self._commit(partition)
         self._account(partition, batch, folded)
 
-    def _insert(self, partition: int, columns: list[Column]) -> None:
-        self._check_own(partition)
+    def _insert(self, partition: int, position: int, columns: list[Column]) -> None:
+        self._check_own(partition, position)
         self._warehouse.insert(columns)
 
-    def _check_own(self, partition: int) -> None:
-        """Refuse to write after a pause longer than the session: the partition has another owner by now."""
-        silent = time.monotonic() - self._polled_at
-        if silent * 1000 > self._settings.meter_session_timeout_ms * 0.8:
+    def _check_own(self, partition: int, position: int) -> None:
+        """Refuse to write what may have another owner by now: after a pause, a loss, or a loss and a new assignment."""
+        if self._paused_too_long():
             metrics.STALE.inc()
-            self._next_offset.pop(partition, None)
-            self._consumer.unsubscribe()
-            self._subscribe()
-            raise LostPartitionError(f"paused for {silent:.1f} s, longer than the session allows")
-        if partition not in self._next_offset:
-            raise LostPartitionError(f"partition {partition} was revoked")
+            self._rejoin()
+        if self._next_offset.get(partition) != position:
+            raise LostPartitionError(f"partition {partition} may have another owner by now")
+
+    def _paused_too_long(self) -> bool:
+        silent_ms = (time.monotonic() - self._polled_at) * 1000
+        return silent_ms > self._settings.meter_session_timeout_ms * 0.8
+
+    def _note_poll(self) -> None:
+        """Note that Kafka was heard now. After a silence longer than the session allows, nothing in hand is ours."""
+        if self._paused_too_long():
+            self._rejoin()
+        self._polled_at = time.monotonic()
+
+    def _rejoin(self) -> None:
+        """Forget every partition, and ask the group for them again: assignment recovers each from the warehouse."""
+        _log.warning("silent for %.1f s, longer than the session allows", time.monotonic() - self._polled_at)
+        self._next_offset.clear()
+        self._consumer.unsubscribe()
+        self._subscribe()
 
     def _tell_spend(self, partition: int, columns: list[Column]) -> None:
         records = spend_records(dict(columns), datetime.now(UTC))
@@ -201,7 +219,7 @@ class Meter:
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0 and not self._stopping.is_set():
             message = self._consumer.poll(min(left, 0.2))
-            self._polled_at = time.monotonic()
+            self._note_poll()
             if message is not None and message.error() is None and _partition(message) in self._next_offset:
                 # Fetched before the pause took effect: go back to it.
                 position = self._next_offset[_partition(message)]
@@ -212,12 +230,12 @@ class Meter:
             while not self._stopping.is_set():
                 try:
                     place.offset = self._recover(place.partition)
+                    self._next_offset[place.partition] = place.offset
                     break
                 except _TRANSIENT as error:
                     self._trouble = f"partition {place.partition}, recovery: {error}"
                     _log.warning("recovery failed, trying again: %s", error, extra={"partition": place.partition})
                     time.sleep(RETRY_SECONDS_MIN)
-            self._next_offset[place.partition] = max(0, place.offset)
         consumer.assign(partitions)
         self._trouble = None
         self._assigned = True
@@ -230,24 +248,26 @@ class Meter:
 
     def _recover(self, partition: int) -> int:
         """Make the partition whole and return the offset to go on from (the log's beginning when nothing is stored)."""
+        key, now = self._partition_key(partition), datetime.now(UTC)
         stored = self._warehouse.last_batch(partition)
-        self._rebuild_index(partition, stored.last if stored else None)
+        known_to = self._index.known_to(key)
         if stored is None:
+            self._rebuild_index(partition, known_to, now)
             return 0
         columns = self._warehouse.batch_columns(partition, stored.first)
-        self._warehouse.insert(columns)
-        self._publisher.send_spend(spend_records(dict(columns), datetime.now(UTC)))
+        if known_to is None or known_to < stored.last:
+            # Nobody here saw the insert succeed. An old batch is let be: its token may be forgotten, and it would count twice.
+            if self._warehouse.remembers(stored, now):
+                self._warehouse.insert(columns)
+            self._rebuild_index(partition, known_to, now)
+            self._index.mark(key, stored.last, [])
+        self._publisher.send_spend(spend_records(dict(columns), now))
         return stored.last + 1
 
-    def _rebuild_index(self, partition: int, stored_last: int | None) -> None:
-        key = self._partition_key(partition)
-        known_to = self._index.known_to(key)
-        if known_to is not None and (stored_last is None or known_to >= stored_last):
-            return
-        for chunk in self._warehouse.identities(partition, known_to, datetime.now(UTC)):
-            self._index.mark(f"{key}/rebuilding", 0, chunk)
-        if stored_last is not None:
-            self._index.mark(key, stored_last, [])
+    def _rebuild_index(self, partition: int, known_to: int | None, now: datetime) -> None:
+        """Read from the warehouse what the partition has counted and the index lacks."""
+        for chunk in self._warehouse.identities(partition, known_to, now):
+            self._index.mark(f"{self._partition_key(partition)}/rebuilding", 0, chunk)
 
     def _partition_key(self, partition: int) -> str:
         return f"{self._settings.log_id}/{partition}"

@@ -2,25 +2,30 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from clickhouse_connect.driver.client import Client
 
-from taximeter_schemas.rejections import EVENT_AGE_SECONDS_MAX
 from taximeter_schemas.topics import USAGE_EVENTS
 from taximeter_sql import query
-from taximeter_streams.meter.dedupe import Counted, log_mark
+from taximeter_streams.meter.dedupe import KEPT_SECONDS, Counted, log_mark
 
 TABLE = "usage_log"
+TOKENS_REMEMBERED = 10_000
+"""How many blocks ClickHouse recognizes again (the tables' deduplication window)."""
+
+TOKEN_SECONDS_MAX = 86_400
+"""Tokens older than this are not relied on, though the tables keep them for a week."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredBatch:
-    """The offsets of the last batch that the warehouse holds of a partition."""
+    """The last batch that the warehouse holds of a partition: its offsets, and when it was inserted (Unix milliseconds)."""
 
     first: int
     last: int
+    inserted_at_ms: int
 
 
 class Warehouse:
@@ -31,14 +36,18 @@ class Warehouse:
         self._log_id = log_id
 
     def insert(self, columns: Sequence[tuple[str, Sequence[Any]]]) -> None:
-        """Insert one batch as one block. Its token makes a repetition a no-op, in the table and in its rollups."""
+        """Insert one batch as one block. Its token makes a repetition a no-op, in the table and in its rollups.
+
+        A column `inserted_at` is added where there is none.
+        """
         named = dict(columns)
         token = f"{self._log_id}/{USAGE_EVENTS.name}/{named['partition'][0]}/{named['batch_first'][0]}-{named['batch_last'][0]}"
         rows = len(named["offset"])
+        named.setdefault("inserted_at", [datetime.now(UTC)] * rows)
         self._client.insert(
             TABLE,
-            [values for _name, values in columns],
-            column_names=[name for name, _values in columns],
+            list(named.values()),
+            column_names=list(named),
             column_oriented=True,
             settings={
                 "insert_deduplication_token": token,
@@ -53,12 +62,24 @@ class Warehouse:
         """The last batch stored of the partition, or None when there is none."""
         parameters = {"log_id": self._log_id, "partition": partition}
         rows = self._client.query(query("meter_last_batch"), parameters=parameters).result_rows
-        return StoredBatch(int(rows[0][0]), int(rows[0][1])) if rows else None
+        return StoredBatch(*map(int, rows[0])) if rows else None
+
+    def remembers(self, batch: StoredBatch, now: datetime) -> bool:
+        """Whether ClickHouse surely still knows the batch's token, so that inserting it again is safe.
+
+        After many blocks of other partitions, or a long time, it may not; a repetition would then count twice.
+        """
+        if now.timestamp() * 1000 - batch.inserted_at_ms > TOKEN_SECONDS_MAX * 1000:
+            return False
+        limit = TOKENS_REMEMBERED // 2
+        parameters = {"since_ms": batch.inserted_at_ms, "limit": limit}
+        return int(self._client.query(query("meter_batches_since"), parameters=parameters).result_rows[0][0]) < limit
 
     def batch_columns(self, partition: int, first: int) -> list[tuple[str, Sequence[Any]]]:
         """The stored rows of the batch that begins at `first`, column by column."""
         parameters = {"log_id": self._log_id, "partition": partition, "first": first}
-        result = self._client.query(query("meter_batch_rows"), parameters=parameters)
+        # Aware, because a naive time would be taken for this machine's local time when it is inserted again.
+        result = self._client.query(query("meter_batch_rows"), parameters=parameters, tz_mode="aware")
         return list(zip(result.column_names, result.result_columns, strict=True))
 
     def identities(self, partition: int, known_to: int | None, now: datetime) -> Iterator[list[tuple[bytes, Counted]]]:
@@ -67,11 +88,14 @@ class Warehouse:
             "partition": partition,
             "log_id": "" if known_to is None else self._log_id,
             "after": -1 if known_to is None else known_to,
-            "since": now.astimezone(UTC) - timedelta(seconds=EVENT_AGE_SECONDS_MAX),
+            "since_ms": int((now.timestamp() - KEPT_SECONDS) * 1000),
         }
         formats: dict[str, str | dict[str, str]] = {"identity": "bytes", "body": "bytes"}
         with self._client.query_row_block_stream(
             query("meter_identities"), parameters=parameters, column_formats=formats
         ) as blocks:
             for block in blocks:
-                yield [(identity, Counted(body, log_mark(log_id), offset)) for identity, body, log_id, offset in block]
+                yield [
+                    (identity, Counted(body, log_mark(log_id, partition), offset))
+                    for identity, body, log_id, offset in block
+                ]
