@@ -285,17 +285,20 @@ def test_killed_workers_count_every_message_once(bench: Bench) -> None:
 
 
 def test_a_worker_paused_past_its_session_writes_nothing(bench: Bench) -> None:
-    stale = bench.worker()
+    first = bench.worker()
     bench.produce(1_000)
     bench.await_rows(1)  # it works, and has fetched far more than it has written
-    stale.child.signal(SIGSTOP)
-    heir = bench.worker()
-    bench.produce(200)
+    first.child.signal(SIGSTOP)
+    second = bench.worker()
     bench.await_all()
-    stale.child.signal(SIGCONT)
+    first.child.signal(SIGCONT)
     bench.produce(300)
     bench.await_all()
-    await_true(lambda: stale.is_ready() and heir.is_ready(), lambda: "both work")
+    await_true(lambda: first.is_ready() and second.is_ready(), lambda: "both work")
+    second.child.signal(SIGSTOP)  # now while it waits for messages
+    bench.produce(300)
+    bench.await_all()
+    second.child.signal(SIGCONT)
     bench.produce(300)
     bench.await_all()
     check_exact(bench)
