@@ -64,7 +64,8 @@ _FORMS = _extend(Draft202012Validator, {"type": _form_type})
 @cache
 def _registry() -> Registry[Any]:
     empty: Registry[Any] = Registry()
-    return empty.with_resource("urn:stripe", DRAFT202012.create_resource(specification()))
+    registry: Registry[Any] = empty.with_resource("urn:stripe", DRAFT202012.create_resource(specification()))
+    return registry
 
 
 def operation(method: str, path: str) -> dict[str, Any]:
@@ -88,14 +89,35 @@ def request_problems(method: str, path: str, form: dict[str, Any]) -> list[str]:
     if method == "GET":
         known = {parameter["name"] for parameter in described["parameters"] if parameter["in"] == "query"}
         return [f"unknown query parameter {name}" for name in form if name not in known]
-    schema = described["requestBody"]["content"]["application/x-www-form-urlencoded"]["schema"]
+    schema = (
+        described.get("requestBody", {})
+        .get("content", {})
+        .get("application/x-www-form-urlencoded", {"schema": {}})["schema"]
+    )
     return _problems(_FORMS, {**schema, "additionalProperties": False}, form)
 
 
-def answer_problems(method: str, path: str, answer: Any) -> list[str]:
-    """What Stripe's contract has against an answer with status 200."""
-    schema = operation(method, path)["responses"]["200"]["content"]["application/json"]["schema"]
-    return _problems(_ANSWERS, schema, answer)
+def answer_problems(method: str, path: str, answer: Any, status: int = 200) -> list[str]:
+    """What Stripe's contract has against an answer, a refusal included; and fields that Stripe does not have."""
+    responses = operation(method, path)["responses"]
+    schema = responses["200" if status == 200 else "default"]["content"]["application/json"]["schema"]
+    return _problems(_ANSWERS, schema, answer) + list(_invented(answer))
+
+
+def _invented(answer: Any) -> Iterator[str]:
+    """Fields of an object, or of the objects within it, that its schema does not know."""
+    if isinstance(answer, list):
+        for entry in answer:
+            yield from _invented(entry)
+    if not isinstance(answer, dict):
+        return
+    kind = answer.get("object")  # in an event's data, this is the object itself
+    schema = specification()["components"]["schemas"].get(kind, {}) if isinstance(kind, str) else {}
+    if "properties" in schema:
+        known = schema["properties"].keys()
+        yield from (f"a {kind} has no field {name}" for name in answer.keys() - known if not answer.get("deleted"))
+    for value in answer.values():
+        yield from _invented(value)
 
 
 def _problems(judge: Any, schema: dict[str, Any], instance: Any) -> list[str]:

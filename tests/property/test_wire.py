@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from taximeter_schemas import UsageEvent, wire
 
 TAGS = st.sampled_from(["acme", "a", "A.b:c/d@e+f-g_h", "", "-x", "é", "acme\n", "x" * 128, "x" * 129, " a"])
-NUMBERS = st.one_of(
+NUMBERS: st.SearchStrategy[Any] = st.one_of(
     st.integers(-2, 12),
     st.sampled_from([10**8, 10**8 + 1, 2**63, 2**64, -(2**63), 10**30]),
     st.sampled_from([0.0, 1.0, 1.5, -0.0, 1e3, 1e400]),
