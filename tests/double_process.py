@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -52,16 +51,21 @@ class _Judge:
             nonlocal status
             status = message.get("status", status)
             answered.extend(message.get("body", b""))
+            # Judged before the client has it, so a test that ends knows all. What a planned fault cut off is not judged.
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                text = bytes(sent).decode() if scope["method"] == "POST" else scope["query_string"].decode()
+                self._judge(scope["method"], scope["path"], text, status, bytes(answered))
             await send(message)
 
         await self._app(scope, listen, tell)
-        text = bytes(sent).decode() if scope["method"] == "POST" else scope["query_string"].decode()
-        self._judge(scope["method"], scope["path"], parse_form(text), status, bytes(answered))
 
-    def _judge(self, method: str, path: str, form: dict[str, Any], status: int, answer: bytes) -> None:
-        problems = request_problems(method, path, form)
-        if status == 200:
-            problems += answer_problems(method, path, json.loads(answer))
+    def _judge(self, method: str, path: str, text: str, status: int, answer: bytes) -> None:
+        try:
+            problems = answer_problems(method, path, json.loads(answer), status)
+            if status == 200:  # what is refused may be wrong on purpose
+                problems += request_problems(method, path, parse_form(text))
+        except KeyError as error:
+            problems = [] if status == 404 else [str(error)]  # an address that Stripe does not have
         self._found.judged += 1
         self._found.problems += [f"{method} {path}: {problem}" for problem in problems]
 
@@ -70,7 +74,8 @@ class _Judge:
 def judged_double(data: Path) -> Iterator[JudgedDouble]:
     """Run the double on a free port until the block ends."""
     port = free_port()
-    double = StripeDouble(Store(data))
+    store = Store(data)
+    double = StripeDouble(store)
     found = JudgedDouble(f"http://127.0.0.1:{port}", double)
     config = uvicorn.Config(
         _Judge(double.app(), found), host="127.0.0.1", port=port, log_level="critical", lifespan="off"
@@ -87,3 +92,4 @@ def judged_double(data: Path) -> Iterator[JudgedDouble]:
     finally:
         server.should_exit = True
         thread.join(30)
+        store.close()

@@ -19,7 +19,7 @@ class IdempotencyKeys:
         digest = sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:24]
         tail = f"/{step}/{digest}" + (f"/{self.generation}" if self.generation else "")
         subject = self._subject
-        if len(subject) + len(tail) + len("taximeter/") > KEY_CHARS_MAX:
+        if not subject.isascii() or len(subject) + len(tail) + len("taximeter/") > KEY_CHARS_MAX:
             subject = sha256(subject.encode()).hexdigest()
         return f"taximeter/{subject}{tail}"
 
