@@ -11,6 +11,9 @@ from taximeter_billing.book import InvoiceRow
 from taximeter_billing.payments import PushInvoice, PushLine, PushResult, push_invoice, stripe_client
 from taximeter_billing.settings import BillingSettings
 
+TRIES_MAX = 5
+"""How often an invoice is tried when Stripe is busy or away, with doubling waits, before the push stops there."""
+
 
 def push_period(
     book: Engine, settings: BillingSettings, period: str, tenant: str | None = None
@@ -23,7 +26,7 @@ def push_period(
     for row in rows:
         if tenant not in (None, row.tenant):
             continue
-        result = push_invoice(client, as_push(row))
+        result = push_invoice(client, as_push(row), tries_max=TRIES_MAX)
         with Session(book) as session, session.begin():
             kept = session.get_one(InvoiceRow, row.id)
             kept.stripe_invoice_id, kept.stripe_status = result.stripe_invoice_id, result.status
