@@ -25,6 +25,7 @@ def router(book: Engine) -> APIRouter:
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
     )
     templates.filters["pico"] = lambda amount, currency: format_pico(int(amount), currency, 6)
+    templates.filters["figure"] = figure
     templates.filters["minor"] = minor
 
     @pages.get("/invoices")
@@ -40,6 +41,11 @@ def router(book: Engine) -> APIRouter:
         return HTMLResponse(shown, headers=_HEADERS)
 
     return pages
+
+
+def figure(amount_pico: str | int, currency: str) -> str:
+    """Pico-units to six places, for a column whose head names the currency."""
+    return format_pico(int(amount_pico), currency, 6).removesuffix(f" {currency}")
 
 
 def minor(amount_minor: str | int, currency: str) -> str:
