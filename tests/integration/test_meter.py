@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP
@@ -181,16 +182,36 @@ def _placed(sent: Sent) -> Callable[[KafkaError | None, Message], None]:
 
 @pytest.fixture
 def bench(log_servers: str, clickhouse: FaceProcess, unique_database: str, tmp_path: Path) -> Iterator[Bench]:
+    with benching(log_servers, clickhouse, unique_database, tmp_path) as bench:
+        yield bench
+
+
+@pytest.fixture
+def bench_alone(log_servers: str, tmp_path: Path) -> Iterator[Bench]:
+    """With a warehouse of its own, which may be killed."""
+    face = FaceProcess(tmp_path)
+    face.start()
+    try:
+        with benching(log_servers, face, "default", tmp_path) as bench:
+            yield bench
+    finally:
+        face.stop()
+
+
+@contextmanager
+def benching(log_servers: str, clickhouse: FaceProcess, database: str, folder: Path) -> Iterator[Bench]:
     ensure_topics(log_servers, PARTITIONS, 1)
     unique = secrets.token_hex(4)
     tenants = (f"acme-{unique}", f"globex-{unique}")
     traffic = Traffic(tenants, utc_now(), random.Random(20_261_124))
     publish(log_servers, declared(tenants, traffic.now))
-    with clickhouse.client(unique_database) as client:
-        bench = Bench(log_servers, clickhouse, unique_database, client, tmp_path, traffic)
-        yield bench
-        for worker in bench.workers:
-            worker.child.stop()
+    with clickhouse.client(database) as client:
+        bench = Bench(log_servers, clickhouse, database, client, folder, traffic)
+        try:
+            yield bench
+        finally:
+            for worker in bench.workers:
+                worker.child.stop()
 
 
 def check_rows(bench: Bench, expected: dict[tuple[int, int], Row]) -> None:
@@ -300,5 +321,21 @@ def test_a_worker_paused_past_its_session_writes_nothing(bench: Bench) -> None:
     bench.await_all()
     second.child.signal(SIGCONT)
     bench.produce(300)
+    bench.await_all()
+    check_exact(bench)
+
+
+def test_a_warehouse_that_dies_is_waited_for(bench_alone: Bench) -> None:
+    bench, face = bench_alone, bench_alone.clickhouse
+    worker = bench.worker()
+    for _death in range(2):
+        before = len(bench.sent)
+        bench.produce(600)
+        bench.await_rows(before + 1)
+        face.kill()  # in the middle of the work, perhaps between a table and its rollups
+        bench.produce(100)
+        await_true(lambda: not worker.is_ready(), lambda: "the worker says that it cannot work")
+        face.start()
+        await_true(worker.is_ready, lambda: "the worker works again")
     bench.await_all()
     check_exact(bench)

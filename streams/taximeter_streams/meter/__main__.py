@@ -1,5 +1,6 @@
 """`python -m taximeter_streams.meter`: one meter worker, until SIGTERM."""
 
+import gc
 import signal
 
 from taximeter_producers.control import ControlFollower
@@ -18,6 +19,8 @@ from taximeter_streams.meter.warehouse import Warehouse
 def main() -> None:
     """Build the worker from the environment and run it."""
     configure_logging("meter")
+    # Decoded events hold no cycles; looking through them for some took a fifth of the time.
+    gc.set_threshold(200_000, 20, 100)
     settings = MeterSettings()
     ensure_topics(settings.kafka_bootstrap_servers, settings.kafka_partitions, settings.kafka_replication)
     client = connect(settings.clickhouse_url)

@@ -1,7 +1,8 @@
 """One meter worker: takes batches from Kafka, writes each exactly once, tells budgets, then commits.
 
-The warehouse is the offset store. On assignment the worker asks it for the partition's last batch, writes that batch again
-under its token (a no-op, or the repair of a rollup that a crash cut off), sends its spend again and goes on behind it.
+The warehouse is the offset store. On assignment the worker asks it for the partition's last batch. Unless it knows that the
+insert succeeded, it writes that batch again under its token (a no-op, or the repair of a rollup that a crash cut off). It sends
+the batch's spend again and goes on behind it.
 """
 
 import logging
@@ -30,6 +31,9 @@ from taximeter_streams.meter.warehouse import Warehouse
 
 RETRY_SECONDS_MIN = 0.2
 RETRY_SECONDS_MAX = 10.0
+BATCH_EVENTS_MIN = 500
+"""However slow the machine, a batch may hold that many."""
+
 _TRANSIENT = (ClickHouseError, OSError, PublishError, KafkaException)
 _log = logging.getLogger(__name__)
 
@@ -56,6 +60,7 @@ class Meter:
         self._control = control
         self._pricing = Pricing(control.snapshot())
         self._next_offset: dict[int, int] = {}
+        self._batch_events_max = settings.meter_batch_events_max
         self._stopping = threading.Event()
         self._polled_at = time.monotonic()
         self._assigned = False
@@ -104,7 +109,7 @@ class Meter:
         )
 
     def _take_batches(self) -> None:
-        messages = self._consumer.consume(self._settings.meter_batch_events_max, self._settings.meter_linger_ms / 1000)
+        messages = self._consumer.consume(self._batch_events_max, self._settings.meter_linger_ms / 1000)
         # A pause within the call, too: what it returned was fetched before.
         self._note_poll()
         valid = [message for message in messages if self._takes(message)]
@@ -116,6 +121,8 @@ class Meter:
                 except LostPartitionError as lost:
                     _log.warning("batch given up: %s", lost, extra={"partition": partition})
                     break
+        most = self._settings.meter_batch_events_max
+        self._batch_events_max = min(most, self._batch_events_max + most // 100 + 1)
 
     def _takes(self, message: Message) -> bool:
         error = message.error()
@@ -178,6 +185,9 @@ class Meter:
         """Forget every partition, and ask the group for them again: assignment recovers each from the warehouse."""
         _log.warning("silent for %.1f s, longer than the session allows", time.monotonic() - self._polled_at)
         self._next_offset.clear()
+        # Where the batch itself took that long, the next one must not; it grows back little by little.
+        least = min(BATCH_EVENTS_MIN, self._settings.meter_batch_events_max)
+        self._batch_events_max = max(least, self._batch_events_max // 2)
         self._consumer.unsubscribe()
         self._subscribe()
 
