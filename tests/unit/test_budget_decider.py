@@ -160,3 +160,6 @@ def test_a_request_that_only_other_leases_stand_in_the_way_of_tells_nobody() -> 
     held = DECIDER.on_lease(EMPTY, payload(REQUEST.model_copy(update={"amounts_pico": {"acme-month": 1_000}})), NOW)
     refused = DECIDER.on_lease(held.state, payload(REQUEST.model_copy(update={"lease_id": "l2"})), NOW)
     assert (refused.outcome, refused.alerts) == ("refused", ())
+    # Only when spend has arrived is it sure that the budget cannot pay for such a request.
+    posted = DECIDER.on_spend(refused.state, payload(spend(amount_pico=601)), NOW)
+    assert [alert.kind for alert in posted.alerts] == ["hard_limit"]

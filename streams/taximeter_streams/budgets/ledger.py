@@ -119,9 +119,10 @@ def request(state: TenantLedger, rules: Rules, asked: LeaseRequest, now: datetim
         return state, _grant(asked, amounts, known.granted_at, known.expires_at)
     is_stale = asked.requested_at + LEASE_REMEMBERED <= now
     amounts = dict.fromkeys(asked.amounts_pico, 0) if is_stale else _slices(state, rules, asked, now)
+    if not is_stale:
+        state = _with_shortages(state, rules, asked, amounts, now)
     if not any(amounts.values()):
-        refusing = state if is_stale else _with_refusals(state, rules, asked, now)
-        return refusing, _grant(asked, amounts, now, now)
+        return state, _grant(asked, amounts, now, now)
     lease = Lease(
         gateway=asked.gateway, granted_pico=amounts, granted_at=now, expires_at=now + rules.terms.lease_timeout
     )
@@ -250,22 +251,22 @@ def _slices(state: TenantLedger, rules: Rules, asked: LeaseRequest, now: datetim
     return amounts
 
 
-def _with_refusals(state: TenantLedger, rules: Rules, asked: LeaseRequest, now: datetime) -> TenantLedger:
-    """Note the hard budgets that could not pay for this request even if every lease came back: they are at their limit.
+def _with_shortages(
+    state: TenantLedger, rules: Rules, asked: LeaseRequest, amounts: dict[str, int], now: datetime
+) -> TenantLedger:
+    """Note what a request needed and did not get of a hard budget: once spend leaves less than that, it is at its limit.
 
     Spend alone need never reach the limit, since no request is admitted that might pass it.
     """
     postings = state.postings
     for budget in rules.budgets:
-        if not budget.hard or budget.id not in asked.amounts_pico:
-            continue
-        period = rules.period(budget, now)
-        needed_pico = asked.needed_pico.get(budget.id, asked.amounts_pico[budget.id])
-        if needed_pico > budget.limit_pico - state.spent_pico(budget.id, period.label):
+        needed_pico = asked.needed_pico.get(budget.id, asked.amounts_pico.get(budget.id, 0))
+        if budget.hard and amounts.get(budget.id, needed_pico) < needed_pico:
+            period = rules.period(budget, now)
             of_budget = postings.get(budget.id, {})
             posting = of_budget.get(period.label) or _opened(period, budget.period)
-            refused = posting.model_copy(update={"refused": True})
-            postings = {**postings, budget.id: {**of_budget, period.label: refused}}
+            short = posting.model_copy(update={"short_pico": needed_pico})
+            postings = {**postings, budget.id: {**of_budget, period.label: short}}
     return state.model_copy(update={"postings": postings}) if postings is not state.postings else state
 
 

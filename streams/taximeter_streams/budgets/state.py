@@ -27,8 +27,8 @@ class Posting(Message):
     ends_at: AwareDatetime
     keep_until: AwareDatetime
     alerted: tuple[str, ...] = ()
-    refused: bool = False
-    """A request was refused because this budget could not pay for it: a hard one is at its limit, though not above it."""
+    short_pico: int = 0
+    """What the last request needed that did not get it; a hard budget with less than that left is at its limit."""
 
 
 class Lease(Message):

@@ -42,8 +42,8 @@ def raise_alerts(budget: Budget, period: str, posting: Posting, now: datetime) -
 
 
 def _due(budget: Budget, posting: Posting, threshold_bps: int, kind: AlertKind) -> bool:
-    refusing = posting.refused and kind is AlertKind.HARD_LIMIT
-    return refusing or reached(budget, posting.spent_pico, threshold_bps)
+    at_limit = posting.short_pico > max(0, budget.limit_pico - posting.spent_pico)
+    return (at_limit and kind is AlertKind.HARD_LIMIT) or reached(budget, posting.spent_pico, threshold_bps)
 
 
 def _mark(kind: AlertKind, threshold_bps: int) -> str:
