@@ -8,11 +8,16 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from taximeter.embedded.broker import EmbeddedBroker
 from taximeter.embedded.ports import free_port
 from tests.face_process import FaceProcess
 from tests.kafka_broker import ApacheKafka
+
+# No assertion depends on time, Hypothesis's own included: a slow machine is no finding.
+settings.register_profile("taximeter", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("taximeter")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
