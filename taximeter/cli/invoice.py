@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
@@ -135,13 +136,18 @@ def _bar() -> Progress:
 
 def invoices_table(rows: list[InvoiceRow]) -> Table:
     """Invoices as a table: number, list, savings, and what is to be paid."""
-    table = Table("number", "tenant", "period", "status")
-    for name in ("list", "cache savings", "to pay"):
-        table.add_column(name, justify="right")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("number", "tenant", "period", "status"):
+        table.add_column(name, no_wrap=True)
+    for name in ("list", "savings", "to pay"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("Stripe")
     for row in rows:
         places = currency_exponent(row.currency)
-        amounts = [format_pico(amount, row.currency, places) for amount in (row.list_pico, row.savings_pico)]
+        amounts = [
+            format_pico(amount, row.currency, places).removesuffix(f" {row.currency}")
+            for amount in (row.list_pico, row.savings_pico)
+        ]
         total = minor(row.total_minor, row.currency)
         table.add_row(row.number or "-", row.tenant, row.period, row.status, *amounts, total, row.stripe_status or "-")
     return table
