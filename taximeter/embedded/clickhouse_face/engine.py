@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import chdb
 
@@ -182,8 +182,9 @@ class Engine:
             connection.close()
 
     def _connect(self) -> _Connection:
+        connect: Any = chdb.connect  # typed in some of its releases only
         try:
-            return cast(_Connection, chdb.connect(self._path))  # type: ignore[no-untyped-call]
+            return cast(_Connection, connect(self._path))
         except RuntimeError as error:
             raise from_engine(error) from error
 
