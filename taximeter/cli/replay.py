@@ -19,6 +19,7 @@ from taximeter.reconcile.run import reconcile_all
 from taximeter.workload.client import Outcome
 from taximeter.workload.declarations import replay_declarations, replay_tenants
 from taximeter.workload.replay import ReplayPlan, replay
+from taximeter.workload.replayed import recall, remember, replay_key
 from taximeter.workload.traces import TraceError, TraceRequest, read_trace
 
 
@@ -43,16 +44,23 @@ def command(
             desk = BillingDesk(stack)
             desk.apply_content(replay_declarations(names, min(pools, tenants)))
             plan = ReplayPlan(names, seed, speed, at_once)
-            outcome = _send(console, stack, requests, plan, desk.make_keys(names))
-            wait_until_metered(stack)
+            key = replay_key(trace, plan, pools, limit)
+            totals = recall(stack.data_dir, key)
+            if totals is None:
+                outcome = _send(console, stack, requests, plan, desk.make_keys(names))
+                wait_until_metered(stack)
+                totals = outcome.totals()
+                _show(console, requests, outcome)
+                remember(stack.data_dir, key, totals)
+            else:
+                console.print("this folder holds this very replay: nothing is sent again")
             period = f"{datetime.now(UTC):%Y-%m}"
             desk.close(period)
             desk.finalize(period)
             desk.push(period)
             report = reconcile_all(desk.settings)
-            _show(console, requests, outcome)
             if as_json:
-                print(json.dumps({**outcome.totals(), **report.to_json()}, indent=2))
+                print(json.dumps({**totals, **report.to_json()}, indent=2))
             else:
                 console.print(invoices_table(desk.invoices(period)))
                 for part in report_tables(report):
@@ -63,7 +71,7 @@ def command(
     except StackError as error:
         console.print(f"[red]{escape(str(error))}[/]", highlight=False)
         raise typer.Exit(1) from None
-    if not report.clean or outcome.served != len(requests):
+    if not report.clean or totals["served"] != len(requests):
         raise typer.Exit(1)
 
 
