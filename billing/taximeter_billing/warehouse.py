@@ -52,8 +52,3 @@ class UsageReader:
         parameters = {"tenant": tenant, "start": start, "end": end}
         unrated, off = self._client.query(query("billing_obstacles"), parameters=parameters).result_rows[0]
         return RawSums(int(unrated), int(off))
-
-    def tenants(self, start: datetime, end: datetime) -> list[str]:
-        """Tenants with rated or unrated events in the span."""
-        parameters = {"start": start, "end": end}
-        return [str(row[0]) for row in self._client.query(query("billing_tenants"), parameters=parameters).result_rows]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from taximeter_schemas.cache_uses import CacheUse, SkuRates
 from taximeter_schemas.rate_cards import Price, RateCard
+from taximeter_schemas.rating import find_price
 
 
 class UnknownPriceError(LookupError):
@@ -125,23 +126,14 @@ class Skus:
         key = (row.rate_card, row.feature, row.model, row.adapter, row.operation, row.service_tier)
         if key not in self._prices:
             card = self._cards.get(row.rate_card)
-            matching = [price for price in card.prices if _matches(price, row)] if card else []
-            if not matching:
+            # The very rule that the event was rated by, so that both choose the same price.
+            price = find_price(card, row) if card else None
+            if price is None:
                 raise UnknownPriceError(
                     f"{row.rate_card} has no price for {row.model}, yet event {row.event_id} was rated by it"
                 )
-            self._prices[key] = max(matching, key=lambda price: price.specificity)
+            self._prices[key] = price
         return self._prices[key]
-
-
-def _matches(price: Price, row: UsageRow) -> bool:
-    return (
-        price.model == row.model
-        and price.adapter in (None, row.adapter)
-        and price.feature in (None, row.feature)
-        and price.operation in (None, row.operation)
-        and price.service_tier in (None, row.service_tier)
-    )
 
 
 def line_of(sku: str) -> tuple[str, str]:
