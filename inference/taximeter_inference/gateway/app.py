@@ -208,8 +208,9 @@ class Gateway:
             "stopping": self._stopping,
         }
         is_ready = state["started"] and state["leases"] and state["room_for_events"] and not self._stopping
+        waiting = self._sink.waiting() if self._started else {}
         at = datetime.now(UTC).isoformat()
-        return 200 if is_ready else 503, msgspec.json.encode({"ready": is_ready, **state, "at": at})
+        return 200 if is_ready else 503, msgspec.json.encode({"ready": is_ready, **state, **waiting, "at": at})
 
 
 def _on_loop(loop: asyncio.AbstractEventLoop, handle: Callable[[T], None], message: T) -> None:

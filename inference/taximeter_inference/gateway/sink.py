@@ -27,6 +27,11 @@ class EventSink:
         """Whether events can be taken."""
         return not self._held
 
+    def waiting(self) -> dict[str, int]:
+        """What has not reached the broker: events that are not safe yet, and bytes in the spool."""
+        state = self._producer.state()
+        return {"unsafe_events": state.unsafe + len(self._held), "spool_bytes": state.spool_bytes}
+
     def take(self, event: UsageEvent) -> "asyncio.Future[Safe] | None":
         """Take an event; the future is done when it is safe. None when it must wait for room."""
         if self._held:
