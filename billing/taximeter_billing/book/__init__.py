@@ -1,7 +1,17 @@
 """The book of record: what was declared, by whom, and the invoices. SQLite by default, Postgres by address."""
 
 from taximeter_billing.book.engine import open_book, upgrade
-from taximeter_billing.book.tables import ApiKeyRow, AuditRow, DeclaredRow, InvoiceRow, OutboxRow, ParkedRow, SeriesRow
+from taximeter_billing.book.tables import (
+    ApiKeyRow,
+    AuditRow,
+    DeclaredRow,
+    InvoiceRow,
+    OutboxRow,
+    ParkedRow,
+    PaymentRow,
+    SeriesRow,
+    StripeEventRow,
+)
 
 __all__ = [
     "ApiKeyRow",
@@ -10,7 +20,9 @@ __all__ = [
     "InvoiceRow",
     "OutboxRow",
     "ParkedRow",
+    "PaymentRow",
     "SeriesRow",
+    "StripeEventRow",
     "open_book",
     "upgrade",
 ]

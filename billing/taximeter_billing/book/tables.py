@@ -140,3 +140,37 @@ class ParkedRow(Base):
     period: Mapped[str] = mapped_column(String(16), primary_key=True)
     reason: Mapped[str] = mapped_column(Text)
     parked_at: Mapped[datetime]
+
+
+class StripeEventRow(Base):
+    """A webhook that Stripe delivered: noted before it is answered, by its id once, and handled after."""
+
+    __tablename__ = "stripe_events"
+
+    id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(80))
+    created_at: Mapped[datetime]
+    received_at: Mapped[datetime]
+    invoice_id: Mapped[str | None] = mapped_column(String(255))
+    payment_intent: Mapped[str | None] = mapped_column(String(255))
+    handled_at: Mapped[datetime | None] = mapped_column(index=True)
+    outcome: Mapped[str] = mapped_column(Text, default="")
+    tries: Mapped[int] = mapped_column(Integer, default=0)
+    retry_at: Mapped[datetime]
+
+
+class PaymentRow(Base):
+    """How an invoice stood at Stripe when it was asked last. `seen` counts the looks, so that an older one cannot win."""
+
+    __tablename__ = "payments"
+
+    stripe_invoice_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    number: Mapped[str] = mapped_column(String(40), index=True)
+    status: Mapped[str] = mapped_column(String(16))
+    paid_minor: Mapped[int] = mapped_column(Pico)
+    remaining_minor: Mapped[int] = mapped_column(Pico)
+    credited_minor: Mapped[int] = mapped_column(Pico)
+    attempts: Mapped[int] = mapped_column(Integer)
+    disputes: Mapped[str] = mapped_column(Text)
+    seen: Mapped[int] = mapped_column(Integer)
+    checked_at: Mapped[datetime]
