@@ -14,13 +14,20 @@ Answer = Callable[[str], dict[str, Any] | None]
 
 
 class HealthServer:
-    """Serves /healthz (the process is there), /readyz (200 when `ready` says so, else 503 with the state) and /metrics.
+    """Serves /healthz and /readyz (200 when `alive` and `ready` say so, else 503 with the state) and /metrics.
 
     `answer` may add pages of JSON: it gets the path with its query and returns a body, or None when it knows no such page.
     """
 
-    def __init__(self, host: str, port: int, ready: Ready, answer: Answer = lambda _path: None) -> None:
-        self._server = ThreadingHTTPServer((host, port), _handler(ready, answer))
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        ready: Ready,
+        answer: Answer = lambda _path: None,
+        alive: Ready = lambda: (True, {}),
+    ) -> None:
+        self._server = ThreadingHTTPServer((host, port), _handler(ready, answer, alive))
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
 
     @property
@@ -39,11 +46,12 @@ class HealthServer:
         self._server.server_close()
 
 
-def _handler(ready: Ready, answer: Answer) -> type[BaseHTTPRequestHandler]:
+def _handler(ready: Ready, answer: Answer, alive: Ready) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path == "/healthz":
-                self._send(200, {"status": "alive"})
+                is_alive, state = alive()
+                self._send(200 if is_alive else 503, {"status": "alive" if is_alive else "stuck", **state})
             elif self.path == "/readyz":
                 is_ready, state = ready()
                 self._send(200 if is_ready else 503, {"ready": is_ready, **state})

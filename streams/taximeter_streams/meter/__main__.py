@@ -2,17 +2,16 @@
 
 import gc
 import signal
+import sys
 
-from taximeter_producers.control import ControlFollower
 from taximeter_producers.health import HealthServer
 from taximeter_producers.logs import configure_logging
-from taximeter_producers.topics import ensure_topics
-from taximeter_sql import connect, migrate
 from taximeter_streams.meter import metrics
 from taximeter_streams.meter.dedupe import RocksIndex
 from taximeter_streams.meter.publishing import Publisher
 from taximeter_streams.meter.service import Meter
 from taximeter_streams.meter.settings import MeterSettings
+from taximeter_streams.meter.starting import Starting
 from taximeter_streams.meter.warehouse import Warehouse
 
 
@@ -22,25 +21,31 @@ def main() -> None:
     # Decoded events hold no cycles; looking through them for some took a fifth of the time.
     gc.set_threshold(200_000, 20, 100)
     settings = MeterSettings()
-    ensure_topics(settings.kafka_bootstrap_servers, settings.kafka_partitions, settings.kafka_replication)
-    client = connect(settings.clickhouse_url)
-    migrate(client)
+    starting = Starting()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    with HealthServer(settings.host, settings.meter_port, starting.ready, alive=starting.alive):
+        _work(settings, starting)
+
+
+def _work(settings: MeterSettings, starting: Starting) -> None:
+    starting.topics(settings)
+    client = starting.warehouse(settings.clickhouse_url)
     index = RocksIndex(settings.state_dir / "meter" / "index")
     metrics.INDEX_ENTRIES.set_function(index.entries_estimated)
-    control = ControlFollower(settings.kafka_bootstrap_servers)
-    control.start()
+    control = starting.control(settings.kafka_bootstrap_servers)
     meter = Meter(
         settings, Warehouse(client, settings.log_id), index, Publisher(settings.kafka_bootstrap_servers), control
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: meter.stop())
-    with HealthServer(settings.host, settings.meter_port, meter.ready):
-        try:
-            meter.run()
-        finally:
-            control.stop()
-            index.close()
-            client.close()
+    starting.hand_over(meter.alive, meter.ready)
+    try:
+        meter.run()
+    finally:
+        control.stop()
+        index.close()
+        client.close()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import base64
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -32,6 +33,8 @@ class Publisher:
     def __init__(self, bootstrap_servers: str) -> None:
         self._bootstrap_servers = bootstrap_servers
         self._failures: list[str] = []
+        self.on_wait: Callable[[], None] = lambda: None
+        """Called every second while an acknowledgement is awaited."""
         self._producer = self._open()
 
     def send_rejected(self, rows: Iterable[Examined], partition: int) -> None:
@@ -79,7 +82,9 @@ class Publisher:
             self._failures.append(str(error))
 
     def _flush(self) -> None:
-        unsent = self._producer.flush(FLUSH_SECONDS_MAX)
+        deadline = time.monotonic() + FLUSH_SECONDS_MAX
+        while (unsent := self._producer.flush(1.0)) and time.monotonic() < deadline:
+            self.on_wait()
         failures, self._failures = self._failures, []
         if unsent or failures:
             self._start_over()

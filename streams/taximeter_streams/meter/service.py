@@ -34,6 +34,9 @@ RETRY_SECONDS_MAX = 10.0
 BATCH_EVENTS_MIN = 500
 """However slow the machine, a batch may hold that many."""
 
+STUCK_SECONDS_MAX = 8.0
+"""A loop that has not come round for that long reports itself unhealthy, and names the partition and the step it is in."""
+
 _TRANSIENT = (ClickHouseError, OSError, PublishError, KafkaException)
 _log = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ class LostPartitionError(RuntimeError):
 
 
 class Meter:
-    """The loop. `ready` and `state` are read by the health server's thread."""
+    """The loop. `alive` and `ready` are asked by the health server's thread."""
 
     def __init__(
         self,
@@ -60,11 +63,16 @@ class Meter:
         self._control = control
         self._pricing = Pricing(control.snapshot())
         self._next_offset: dict[int, int] = {}
+        self._unconfirmed: set[int] = set()
+        """Partitions whose first batch since their assignment has not been seen in the warehouse yet."""
         self._batch_events_max = settings.meter_batch_events_max
         self._stopping = threading.Event()
         self._polled_at = time.monotonic()
         self._assigned = False
         self._trouble: str | None = None
+        self._doing: tuple[float, str, int | None] = (self._polled_at, "starting", None)
+        """Since when (monotonic seconds), which step, of which partition."""
+        publisher.on_wait = self._note_wait
         self._consumer = Consumer(
             {
                 "bootstrap.servers": settings.kafka_bootstrap_servers,
@@ -80,11 +88,24 @@ class Meter:
             }
         )
 
+    def alive(self) -> tuple[bool, dict[str, object]]:
+        """Whether the loop still comes round. It does while it waits for Kafka or ClickHouse, unless a call never returns."""
+        since, step, partition = self._doing
+        seconds = time.monotonic() - since
+        stuck = seconds > STUCK_SECONDS_MAX + self._settings.meter_linger_ms / 1000
+        state: dict[str, object] = {"step": step, "seconds_in_step": round(seconds, 1)}
+        return not stuck, state if partition is None else {"partition": partition, **state}
+
     def ready(self) -> tuple[bool, dict[str, object]]:
         """Whether the worker is really working, and where it stands."""
         silent = time.monotonic() - self._polled_at
         stuck = silent > self._settings.meter_session_timeout_ms / 1000
-        state: dict[str, object] = {"partitions": sorted(self._next_offset), "seconds_since_poll": round(silent, 1)}
+        state: dict[str, object] = {
+            "partitions": sorted(self._next_offset.copy()),
+            "seconds_since_poll": round(silent, 1),
+        }
+        if stuck:
+            state |= self.alive()[1]
         if self._trouble:
             state["trouble"] = self._trouble
         return self._assigned and not stuck and self._trouble is None, state
@@ -109,6 +130,7 @@ class Meter:
         )
 
     def _take_batches(self) -> None:
+        self._note("polling")
         messages = self._consumer.consume(self._batch_events_max, self._settings.meter_linger_ms / 1000)
         # A pause within the call, too: what it returned was fetched before.
         self._note_poll()
@@ -138,6 +160,7 @@ class Meter:
             raise LostPartitionError(f"partition {partition} has moved on")
         position = self._next_offset[partition]
         self._check_own(partition, position)
+        self._note("folding", partition)
         snapshot = self._control.snapshot()
         rows = examine_all(batch, snapshot.tenants)
         identities = [row.identity for row in rows if row.disposition == "accepted"]
@@ -162,6 +185,22 @@ class Meter:
     def _insert(self, partition: int, position: int, columns: list[Column]) -> None:
         self._check_own(partition, position)
         self._warehouse.insert(columns)
+        # A pause within the call: another owner may have written from the same offset, and then the server dropped our block.
+        self._check_own(partition, position)
+        if partition in self._unconfirmed:
+            self._confirm(partition, dict(columns)["batch_last"][0])
+
+    def _confirm(self, partition: int, last: int) -> None:
+        """See that the first batch since the assignment is the one that is stored, not a late one of the owner before.
+
+        The owner before can only be late with the batch that begins where ours does; once ours is stored, the server drops its.
+        """
+        stored = self._warehouse.last_batch(partition)
+        if stored is None or stored.last != last:
+            metrics.STALE.inc()
+            self._rejoin()
+            raise LostPartitionError(f"the owner before wrote partition {partition} after it had been assigned here")
+        self._unconfirmed.discard(partition)
 
     def _check_own(self, partition: int, position: int) -> None:
         """Refuse to write what may have another owner by now: after a pause, a loss, or a loss and a new assignment."""
@@ -175,6 +214,14 @@ class Meter:
         silent_ms = (time.monotonic() - self._polled_at) * 1000
         return silent_ms > self._settings.meter_session_timeout_ms * 0.8
 
+    def _note(self, step: str, partition: int | None = None) -> None:
+        self._doing = (time.monotonic(), step, partition)
+
+    def _note_wait(self) -> None:
+        """The same step goes on, and the loop is not stuck in it."""
+        _since, step, partition = self._doing
+        self._note(step, partition)
+
     def _note_poll(self) -> None:
         """Note that Kafka was heard now. After a silence longer than the session allows, nothing in hand is ours."""
         if self._paused_too_long():
@@ -183,7 +230,7 @@ class Meter:
 
     def _rejoin(self) -> None:
         """Forget every partition, and ask the group for them again: assignment recovers each from the warehouse."""
-        _log.warning("silent for %.1f s, longer than the session allows", time.monotonic() - self._polled_at)
+        _log.warning("asking for all partitions anew, %.1f s after the last poll", time.monotonic() - self._polled_at)
         self._next_offset.clear()
         # Where the batch itself took that long, the next one must not; it grows back little by little.
         least = min(BATCH_EVENTS_MIN, self._settings.meter_batch_events_max)
@@ -199,6 +246,7 @@ class Meter:
         """Do it until it succeeds; meanwhile fetch nothing, keep the group membership, and say so in `ready`."""
         wait = RETRY_SECONDS_MIN
         while True:
+            self._note(step, partition)
             try:
                 action()
                 self._trouble = None
@@ -230,17 +278,21 @@ class Meter:
         while (left := deadline - time.monotonic()) > 0 and not self._stopping.is_set():
             message = self._consumer.poll(min(left, 0.2))
             self._note_poll()
+            self._note_wait()
             if message is not None and message.error() is None and _partition(message) in self._next_offset:
                 # Fetched before the pause took effect: go back to it.
                 position = self._next_offset[_partition(message)]
                 self._consumer.seek(TopicPartition(USAGE_EVENTS.name, _partition(message), position))
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        began_at = time.monotonic()
         for place in partitions:
             while not self._stopping.is_set():
+                self._note("recovery", place.partition)
                 try:
                     place.offset = self._recover(place.partition)
                     self._next_offset[place.partition] = place.offset
+                    self._unconfirmed.add(place.partition)
                     break
                 except _TRANSIENT as error:
                     self._trouble = f"partition {place.partition}, recovery: {error}"
@@ -249,8 +301,20 @@ class Meter:
         consumer.assign(partitions)
         self._trouble = None
         self._assigned = True
-        self._polled_at = time.monotonic()
+        self._polled_at = self._heard_since(began_at, consumer, partitions)
         _log.info("assigned", extra={"partitions": {place.partition: place.offset for place in partitions}})
+
+    def _heard_since(self, began_at: float, consumer: Consumer, partitions: list[TopicPartition]) -> float:
+        """When the group surely still counted on us: as recovery began, or, after a long one, now if it takes our commit."""
+        asked_at = time.monotonic()
+        if (asked_at - began_at) * 1000 < self._settings.meter_session_timeout_ms / 2:
+            return began_at
+        try:
+            consumer.commit(offsets=partitions, asynchronous=False)
+        except KafkaException as error:
+            _log.warning("the group does not know us any more: %s", error)
+            return began_at
+        return asked_at
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for place in partitions:
@@ -278,6 +342,7 @@ class Meter:
         """Read from the warehouse what the partition has counted and the index lacks."""
         for chunk in self._warehouse.identities(partition, known_to, now):
             self._index.mark(f"{self._partition_key(partition)}/rebuilding", 0, chunk)
+            self._note_wait()
 
     def _partition_key(self, partition: int) -> str:
         return f"{self._settings.log_id}/{partition}"

@@ -38,10 +38,12 @@ class Warehouse:
     def insert(self, columns: Sequence[tuple[str, Sequence[Any]]]) -> None:
         """Insert one batch as one block. Its token makes a repetition a no-op, in the table and in its rollups.
 
+        The token names only where the batch begins. Of two workers that begin at the same offset, one of them stale, the first to
+        insert wins and the server drops the other's block, however long each was: ask `last_batch` who won.
         A column `inserted_at` is added where there is none.
         """
         named = dict(columns)
-        token = f"{self._log_id}/{USAGE_EVENTS.name}/{named['partition'][0]}/{named['batch_first'][0]}-{named['batch_last'][0]}"
+        token = f"{self._log_id}/{USAGE_EVENTS.name}/{named['partition'][0]}/{named['batch_first'][0]}"
         rows = len(named["offset"])
         named.setdefault("inserted_at", [datetime.now(UTC)] * rows)
         self._client.insert(
