@@ -8,6 +8,9 @@ ProducerError
 │   ├── SpoolFullError     the spool has reached its size limit
 │   └── SpoolBusyError     another process holds the spool
 ├── ProducerClosedError    the producer was closed
+├── UsageObjectError       a vendor's usage object cannot be turned into tokens
+│   ├── UsageShapeError    it is not an object, or a count is missing or no whole number
+│   └── UsageSumError      its counts contradict each other
 ├── TopicsError            a topic cannot be created, or has another shape
 └── ControlError           the control topic cannot be read or written
 """
@@ -43,6 +46,18 @@ class SpoolBusyError(SpoolError):
 
 class ProducerClosedError(ProducerError):
     """The producer was closed; the event was not taken."""
+
+
+class UsageObjectError(ProducerError, ValueError):
+    """A vendor's usage object cannot be turned into tokens."""
+
+
+class UsageShapeError(UsageObjectError):
+    """The usage is not an object, or a count in it is missing or is not a whole number of tokens."""
+
+
+class UsageSumError(UsageObjectError):
+    """The counts of the usage contradict each other."""
 
 
 class TopicsError(ProducerError):

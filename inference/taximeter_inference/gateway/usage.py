@@ -1,10 +1,13 @@
-"""An OpenAI usage object as disjoint token counts: cached tokens leave the prompt, reasoning stays within output. Pure.
+"""An OpenAI usage object on the hot path: decoded once, turned into disjoint tokens by the adapters' own rule. Pure.
 
-Nothing becomes negative, whatever an upstream reports: counts are cut to what they are a part of.
+Where an adapter refuses counts that contradict each other, the gateway has served the request already and must count it:
+it cuts each count to what it is a part of first, so nothing becomes negative, whatever an upstream reports.
 """
 
 import msgspec
 
+from taximeter_producers.adapters.disjoint import NOT_READ
+from taximeter_producers.adapters.disjoint import disjoint_tokens as rule
 from taximeter_schemas.events import TOKENS_MAX, CacheRead, Tokens
 
 
@@ -55,17 +58,12 @@ def read_usage(raw: bytes | msgspec.Raw) -> UpstreamUsage | None:
 
 
 def disjoint_tokens(usage: UpstreamUsage) -> Tokens:
-    """The usage as disjoint counts."""
+    """The usage as disjoint counts, each cut to its whole."""
     prompt, output = _count(usage.prompt_tokens), _count(usage.completion_tokens)
     prompt_details, details = usage.prompt_tokens_details, usage.completion_tokens_details
     cached = min(prompt, _count(prompt_details.cached_tokens if prompt_details else 0))
     reasoning = min(output, _count(details.reasoning_tokens if details else 0))
-    return Tokens(
-        uncached_input=prompt - cached,
-        cache_read=CacheRead(gpu=cached),
-        output=output,
-        reasoning=reasoning,
-    )
+    return rule(prompt, output, cache_read=CacheRead(gpu=cached) if cached else NOT_READ, reasoning=reasoning)
 
 
 def _count(reported: int | None) -> int:
