@@ -4,7 +4,10 @@ A published version never changes; a correction is a new version. Prices are who
 token, so a cost is a sum of products of whole numbers and needs no rounding.
 """
 
+import json
 from datetime import datetime
+from functools import cached_property
+from hashlib import sha256
 from typing import Annotated, Self
 
 from pydantic import AwareDatetime, Field, model_validator
@@ -15,11 +18,33 @@ from taximeter_schemas.tenants import Currency, Declared
 PricePico = Annotated[int, Field(ge=0, le=10**15)]
 
 
+class ContextBand(Declared):
+    """Token prices of a request whose input is longer than `input_over` tokens; what it leaves out stays as it was.
+
+    The whole request takes the band's prices, not only the tokens above.
+    """
+
+    input_over: Annotated[int, Field(ge=1)]
+    uncached_input: PricePico | None = None
+    output: PricePico | None = None
+    reasoning: PricePico | None = None
+    cache_read_gpu: PricePico | None = None
+    cache_read_cpu: PricePico | None = None
+    cache_read_disk: PricePico | None = None
+    cache_read_provider: PricePico | None = None
+    cache_write_5m: PricePico | None = None
+    cache_write_1h: PricePico | None = None
+
+
 class Price(Declared):
     """Prices of one model, in pico-units a token; the most specific price that matches an event applies.
 
     A class without a price (None) leaves an event that uses it unrated, except that `reasoning` defaults to `output`
     and cache prices default to the uncached price (no discount and no premium).
+
+    Beside tokens: `request` for each request that used tokens; `search_unit` and `adapter_hour` for the whole numbers
+    that an event carries as the attributes `search_units` and `adapter_hours`; `gpu_microsecond` for the worker's
+    GPU-seconds, which are counted in whole microseconds. `region` matches the attribute `region`.
     """
 
     model: Tag
@@ -27,6 +52,7 @@ class Price(Declared):
     feature: Tag | None = None
     operation: Operation | None = None
     service_tier: ServiceTier | None = None
+    region: Tag | None = None
     uncached_input: PricePico
     output: PricePico | None = None
     reasoning: PricePico | None = None
@@ -37,11 +63,38 @@ class Price(Declared):
     cache_write_5m: PricePico | None = None
     cache_write_1h: PricePico | None = None
     request: PricePico = 0
+    search_unit: PricePico = 0
+    gpu_microsecond: PricePico = 0
+    adapter_hour: PricePico = 0
+    bands: tuple[ContextBand, ...] = ()
+
+    @model_validator(mode="after")
+    def _bands_rise(self) -> Self:
+        bounds = [band.input_over for band in self.bands]
+        if bounds != sorted(set(bounds)):
+            raise ValueError("the bounds of context bands rise")
+        return self
 
     @property
     def scope(self) -> tuple[str | None, ...]:
         """What the price applies to; unique within a card."""
-        return (self.model, self.adapter, self.feature, self.operation, self.service_tier)
+        return (self.model, self.adapter, self.feature, self.operation, self.service_tier, self.region)
+
+    @cached_property
+    def extended(self) -> bool:
+        """Whether more than tokens and requests is priced, or tokens by the length of the input: most prices are plain."""
+        return bool(self.bands or self.search_unit or self.gpu_microsecond or self.adapter_hour)
+
+    @cached_property
+    def by_length(self) -> tuple[tuple[int, "Price"], ...]:
+        """The price of each context band, longest first, as (input_over, price); the price itself is not among them."""
+        plain = self.model_dump(exclude={"bands"})
+        given = [(band.input_over, band.model_dump(exclude_none=True, exclude={"input_over"})) for band in self.bands]
+        return tuple((over, Price.model_validate({**plain, **prices})) for over, prices in reversed(given))
+
+    def for_length(self, input_tokens: int) -> "Price":
+        """The price of a request with that many input tokens."""
+        return next((price for over, price in self.by_length if input_tokens > over), self) if self.bands else self
 
     @property
     def specificity(self) -> int:
@@ -57,6 +110,8 @@ class RateCard(Declared):
     currency: Currency = "USD"
     effective_from: AwareDatetime
     recorded_at: AwareDatetime
+    source: Annotated[str, Field(max_length=200)] = ""
+    """Where the prices were imported from, with the hash of the very bytes; empty where an operator wrote them."""
     prices: tuple[Price, ...]
 
     @model_validator(mode="after")
@@ -70,6 +125,12 @@ class RateCard(Declared):
     def name(self) -> str:
         """The version's full name: "default@3"."""
         return f"{self.id}@{self.version}"
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of what the version says (not of when it was recorded): what an invoice names beside its name."""
+        said = self.model_dump(mode="json", exclude={"recorded_at"}, exclude_defaults=True)
+        return sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def card_at(cards: list[RateCard], card_id: str, moment: datetime) -> RateCard | None:

@@ -47,7 +47,14 @@ def _matches(price: Price, data: Any) -> bool:
         and price.feature in (None, data.feature)
         and price.operation in (None, data.operation)
         and price.service_tier in (None, data.service_tier)
+        and (price.region is None or price.region == region_of(data))
     )
+
+
+def region_of(data: Any) -> str | None:
+    """The region that an event names in its attributes, or None."""
+    attributes = getattr(data, "attributes", None)
+    return attributes.get("region") if attributes else None
 
 
 def rate(card: RateCard | None, data: Any) -> Rated | Unrated:
@@ -57,7 +64,62 @@ def rate(card: RateCard | None, data: Any) -> Rated | Unrated:
     price = find_price(card, data)
     if price is None:
         return Unrated("unknown_model")
-    return rate_with(price, card, data.tokens)
+    return rate_data(price, card, data)
+
+
+def rate_data(price: Price, card: RateCard, data: Any) -> Rated | Unrated:
+    """Rate an event's data with one price of the card: tokens alone where that is all that is priced, else every dimension."""
+    if not price.extended:
+        return rate_with(price, card, data.tokens)
+    rated = rate_with(price.for_length(input_tokens(data.tokens)), card, data.tokens)
+    if isinstance(rated, Unrated):
+        return rated
+    try:
+        more = beside_tokens_pico(price, beside_tokens(price, data))
+    except ValueError as error:
+        return Unrated(str(error))
+    return Rated(rated.list_pico + more, rated.metered_pico + more, rated.currency, rated.rate_card)
+
+
+@dataclass(frozen=True, slots=True)
+class BesideTokens:
+    """What an event used beside tokens and its request, in whole units; 0 where the price does not ask for it."""
+
+    search_units: int = 0
+    gpu_microseconds: int = 0
+    adapter_hours: int = 0
+
+
+def beside_tokens(price: Price, data: Any) -> BesideTokens:
+    """Read what the price asks for. Raises ValueError, whose text is the reason for not rating the event."""
+    attributes = data.attributes or {}
+    worker = data.worker
+    return BesideTokens(
+        _whole(attributes, "search_units") if price.search_unit else 0,
+        gpu_microseconds(worker.gpu_seconds) if worker and price.gpu_microsecond else 0,
+        _whole(attributes, "adapter_hours") if price.adapter_hour else 0,
+    )
+
+
+def beside_tokens_pico(price: Price, used: BesideTokens) -> int:
+    """What is used beside tokens costs."""
+    return (
+        used.search_units * price.search_unit
+        + used.gpu_microseconds * price.gpu_microsecond
+        + used.adapter_hours * price.adapter_hour
+    )
+
+
+def gpu_microseconds(gpu_seconds: float) -> int:
+    """Measured GPU-seconds in whole microseconds, the unit that is priced: nearest, and half to even."""
+    return round(gpu_seconds * 1_000_000)
+
+
+def _whole(attributes: Any, name: str) -> int:
+    text = attributes.get(name, "0")
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise ValueError(f"bad_{name}")
+    return int(text)
 
 
 def rate_with(price: Price, card: RateCard, tokens: Any) -> Rated | Unrated:
@@ -97,7 +159,12 @@ def _cached_pico(price: Price, tokens: Any) -> int:
 
 
 def worst_case_pico(price: Price, input_tokens_max: int, output_tokens_max: int) -> int:
-    """The most a request can cost: each input token at its dearest class, each output token at its dearest kind."""
+    """The most a request's tokens can cost: each input token at its dearest class, each output token at its dearest kind,
+    in the dearest context band that it can reach. What is priced beside tokens is not known beforehand."""
+    if price.bands:
+        reached = [banded for over, banded in price.by_length if input_tokens_max > over]
+        plain = price.model_copy(update={"bands": ()})
+        return max(worst_case_pico(each, input_tokens_max, output_tokens_max) for each in (plain, *reached))
     per_input = max(price.uncached_input, price.cache_write_5m or 0, price.cache_write_1h or 0)
     per_output = max(price.output or 0, price.reasoning or 0)
     return price.request + input_tokens_max * per_input + output_tokens_max * per_output

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from taximeter_billing.declarations.declared import Declared
 from taximeter_billing.errors import FrozenError
 from taximeter_schemas.control import ControlKind
+from taximeter_schemas.rate_cards import RateCard
 
 Current = Mapping[tuple[ControlKind, str], dict[str, Any]]
 
@@ -79,6 +80,6 @@ def make_plan(current: Current, declared: Iterable[Declared], *, prune: bool = F
 
 def _same(kind: ControlKind, before: dict[str, Any], after: dict[str, Any]) -> bool:
     if kind is ControlKind.RATE_CARD:
-        # When it became known is the book's business, not the file's.
-        return {**before, "recorded_at": None} == {**after, "recorded_at": None}
+        # By what they say: when it became known is the book's business, and a field that is new has its default in older rows.
+        return RateCard.model_validate(before).sha256 == RateCard.model_validate(after).sha256
     return before == after

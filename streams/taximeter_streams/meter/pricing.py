@@ -9,7 +9,7 @@ from datetime import datetime
 from taximeter_schemas import wire
 from taximeter_schemas.control_snapshot import ControlSnapshot
 from taximeter_schemas.rate_cards import Price, RateCard
-from taximeter_schemas.rating import Rated, Unrated, find_price, rate_with
+from taximeter_schemas.rating import Rated, Unrated, find_price, rate_data, region_of
 
 AMOUNT_PICO_MAX = 2**63 - 1
 """What a row's Int64 holds: some 9.2 million of the currency's major unit for one event."""
@@ -17,7 +17,7 @@ AMOUNT_PICO_MAX = 2**63 - 1
 PRICES_MAX = 100_000
 """Prices remembered; tags are the senders' own, so without a limit they could fill the memory."""
 
-_Scope = tuple[str, str, str | None, str, str, str]
+_Scope = tuple[str, str, str | None, str, str, str, str | None]
 _Versions = tuple[list[datetime], list[RateCard]]
 
 
@@ -38,7 +38,7 @@ class Pricing:
         price = self._price(card, data)
         if price is None:
             return Unrated("unknown_model")
-        rated = rate_with(price, card, data.tokens)
+        rated = rate_data(price, card, data)
         if isinstance(rated, Rated) and max(rated.list_pico, rated.metered_pico) > AMOUNT_PICO_MAX:
             return Unrated("amount_out_of_range")
         return rated
@@ -55,7 +55,7 @@ class Pricing:
         return ordered[held - 1] if held else None
 
     def _price(self, card: RateCard, data: wire.UsageData) -> Price | None:
-        scope = (card.name, data.model, data.adapter, data.feature, data.operation, data.service_tier)
+        scope = (card.name, data.model, data.adapter, data.feature, data.operation, data.service_tier, region_of(data))
         try:
             return self._prices[scope]
         except KeyError:
