@@ -4,7 +4,7 @@ COPY --from=ghcr.io/astral-sh/uv:0.9 /uv /usr/local/bin/uv
 ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PROJECT_ENVIRONMENT=/opt/taximeter
 WORKDIR /src
 COPY . .
-RUN uv sync --locked --no-default-groups --extra streams --extra billing --extra inference --no-editable
+RUN uv sync --locked --no-default-groups --extra streams --extra billing --extra inference --extra otel --no-editable
 
 FROM python:3.12-slim
 RUN useradd --system --uid 10001 --home-dir /var/lib/taximeter --create-home taximeter
