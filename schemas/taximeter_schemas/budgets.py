@@ -1,9 +1,9 @@
 """Budgets, and what travels about them: their state, leases between gateways and the keeper, and alerts."""
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from taximeter_schemas.events import Identifier, Tag
 from taximeter_schemas.periods import PeriodKind
@@ -21,24 +21,41 @@ class WhenUnreachable(StrEnum):
 
 
 class Budget(Declared):
-    """A limit on a tenant's spend, or on that of one of its features or models, in a period of the tenant's calendar.
+    """A limit on a tenant's spend, or on that of one of its features, models or API keys, in a period of the tenant's calendar.
 
-    `hard` budgets refuse at the limit; soft ones only alert. Thresholds are in basis points of the limit.
+    `hard` budgets refuse at the limit; soft ones only alert. Thresholds are in basis points of the limit. `api_key` is the id
+    of a key. With `per_root_request` the limit holds for each root request by itself, whatever the period: for an agent's
+    whole turn, summed over its hops. `fallbacks` name a cheaper model for one that this budget does not pay for any more.
     """
 
     id: Tag
     tenant: Tag
     feature: Tag | None = None
     model: Tag | None = None
+    api_key: Tag | None = None
+    per_root_request: bool = False
     period: PeriodKind = PeriodKind.MONTH
     limit_pico: AmountPico
     currency: Currency = "USD"
     hard: bool = True
     soft_thresholds_bps: tuple[BasisPoints, ...] = (8_000,)
     when_unreachable: WhenUnreachable = WhenUnreachable.DENY
+    fallbacks: dict[Tag, Tag] = Field(default_factory=dict)
 
-    def covers(self, feature: str, model: str) -> bool:
-        """Whether usage under that feature and model counts against this budget."""
+    @model_validator(mode="after")
+    def _cap_is_hard(self) -> Self:
+        if self.per_root_request and not self.hard:
+            raise ValueError("a limit per root request is a hard one: nobody is told about single requests")
+        if any(model == cheaper for model, cheaper in self.fallbacks.items()):
+            raise ValueError("fallbacks: a model cannot stand in for itself")
+        return self
+
+    def covers(self, feature: str, model: str, api_key: str | None = None) -> bool:
+        """Whether usage under that feature, model and API key counts against this budget."""
+        return self.names(feature, model) and self.api_key in (None, api_key)
+
+    def names(self, feature: str, model: str) -> bool:
+        """Whether it counts by feature and model, whichever API key was used."""
         return self.feature in (None, feature) and self.model in (None, model)
 
 
@@ -81,6 +98,8 @@ class LeaseRequest(Message):
     """A gateway asks for a slice of each named budget (budget id to pico-units). All are granted in part, or none.
 
     `needed_pico` is the least that is of use now (all of it where absent): what is asked beyond is cut near the limit.
+    `root_request_id` asks for a slice of that root request's caps instead. `boot` marks this life of the gateway, and
+    `lives_settled` says that every event of its earlier lives is in the log.
     """
 
     kind: Literal["request"] = "request"
@@ -90,10 +109,17 @@ class LeaseRequest(Message):
     amounts_pico: dict[str, AmountPico]
     needed_pico: dict[str, AmountPico] = Field(default_factory=dict)
     requested_at: AwareDatetime
+    root_request_id: Identifier | None = None
+    boot: str = ""
+    lives_settled: bool = False
 
 
 class LeaseGrant(Message):
-    """The keeper's answer: what each budget grants. An amount of 0 means that nothing is left to grant."""
+    """The keeper's answer: what each budget grants. An amount of 0 means that nothing is left to grant.
+
+    No request is admitted under the lease from `expires_at` on, and none that it paid for runs on at `held_until`: then the
+    keeper grants the amount again. `spent_pico` is what each budget has spent for certain, where the keeper says so.
+    """
 
     kind: Literal["grant"] = "grant"
     lease_id: Identifier
@@ -102,6 +128,9 @@ class LeaseGrant(Message):
     amounts_pico: dict[str, AmountPico]
     granted_at: AwareDatetime
     expires_at: AwareDatetime
+    held_until: AwareDatetime | None = None
+    root_request_id: Identifier | None = None
+    spent_pico: dict[str, int] = Field(default_factory=dict)
 
 
 class LeaseClose(Message):
@@ -113,6 +142,8 @@ class LeaseClose(Message):
     tenant: Tag
     settled_pico: dict[str, AmountPico]
     closed_at: AwareDatetime
+    root_request_id: Identifier | None = None
+    boot: str = ""
 
 
 LeaseMessage = Annotated[LeaseRequest | LeaseGrant | LeaseClose, Field(discriminator="kind")]

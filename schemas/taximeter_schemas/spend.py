@@ -12,10 +12,14 @@ SPEND_SLOT_SECONDS = 900
 
 
 class SpendEntry(Message):
-    """The metered cost of the events of one feature, model, lease and quarter hour (UTC, seconds since the epoch)."""
+    """The metered cost of the events of one feature, model, API key, lease and quarter hour (UTC, seconds since the epoch).
+
+    `api_key` is the key's id, where the meter knows it; without it the lease says which key's budgets count.
+    """
 
     feature: Tag
     model: Tag
+    api_key: str | None = None
     lease_id: str | None = None
     slot_start: int
     amount_pico: int

@@ -14,6 +14,7 @@ from taximeter_streams.budgets.thresholds import alert_id
 
 NOW = datetime(2026, 11, 24, 8, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
 MONTH = Budget(id="acme-month", tenant="acme", limit_pico=1_000)
 RULES = Rules((MONTH,))
 EMPTY = TenantLedger(tenant="acme")
@@ -242,13 +243,53 @@ def test_spend_under_a_lease_moves_from_leased_to_posted() -> None:
 
 def test_a_silent_gateway_loses_its_lease_and_any_word_renews_it() -> None:
     state, grant = leased(granted_pico=600)
-    assert grant.expires_at == NOW + 60 * SECOND
-    assert state.leased_pico("acme-month", NOW + 59 * SECOND) == 600
-    assert state.leased_pico("acme-month", NOW + 60 * SECOND) == 0
+    assert (grant.expires_at, grant.held_until) == (NOW + 60 * SECOND, NOW + 16 * MINUTE)
+    assert [lease.is_open(NOW + 59 * SECOND) for lease in state.leases.values()] == [True]
+    assert [lease.is_open(NOW + 60 * SECOND) for lease in state.leases.values()] == [False]
     renewed, _ = ledger.request(state, RULES, ask("l2", acme_month=100), NOW + 59 * SECOND)
-    assert renewed.leased_pico("acme-month", NOW + 60 * SECOND) == 700
+    assert renewed.leases["l1"].is_open(NOW + 60 * SECOND)
     other, _ = ledger.request(state, RULES, ask("l2", gateway="g2", acme_month=100), NOW + 59 * SECOND)
-    assert other.leased_pico("acme-month", NOW + 60 * SECOND) == 100
+    assert not other.leases["l1"].is_open(NOW + 60 * SECOND)
+
+
+def test_what_a_dead_gateway_held_is_charged_until_its_events_had_time_to_arrive() -> None:
+    state, _ = leased(granted_pico=600)
+    state, _ = ledger.post(state, RULES, record(entry(200, lease_id="l1")), NOW + 5 * MINUTE)
+    assert state.leased_pico("acme-month", NOW + 16 * MINUTE - SECOND) == 400
+    assert granted(state, ask("l2", gateway="g2", at=NOW + 5 * MINUTE, acme_month=900), now=NOW + 5 * MINUTE) == {
+        "acme-month": 400
+    }
+    assert state.leased_pico("acme-month", NOW + 16 * MINUTE) == 0
+
+
+@pytest.mark.parametrize(
+    ("boot", "lives_settled", "held_pico"),
+    [
+        ("a", True, 600),  # the same life: it lives, and only its own word ends its lease
+        ("b", False, 600),  # another life, whose spool may still hold events
+        ("b", True, 0),  # all events of the dead life are in the log, and have had their minute
+    ],
+)
+def test_a_gateway_that_lives_again_frees_what_its_dead_life_held(
+    boot: str, lives_settled: bool, held_pico: int
+) -> None:
+    first = ask("l1", acme_month=600).model_copy(update={"boot": "a"})
+    state, _ = ledger.request(EMPTY, RULES, first, NOW)
+    again = ask("l2", at=NOW + SECOND, acme_month=0).model_copy(update={"boot": boot, "lives_settled": lives_settled})
+    state, _ = ledger.request(state, RULES, again, NOW + SECOND)
+    assert state.leased_pico("acme-month", NOW + 60 * SECOND) == 600
+    assert state.leased_pico("acme-month", NOW + 61 * SECOND) == held_pico
+
+
+def test_a_budget_of_an_api_key_counts_what_that_key_spent() -> None:
+    of_key = Budget(id="of-key", tenant="acme", api_key="k1", limit_pico=1_000)
+    rules = Rules((MONTH, of_key))
+    state, _ = ledger.post(EMPTY, rules, record(entry(5), entry(7, api_key="k1"), entry(9, api_key="k2")), NOW)
+    assert spent(state, rules) == [21, 7]
+    # A meter that does not name keys: the lease knows.
+    state, _ = ledger.request(state, rules, ask("l1", acme_month=10, of_key=10), NOW)
+    state, _ = ledger.post(state, rules, record(entry(4, lease_id="l1"), offset=1), NOW)
+    assert spent(state, rules) == [25, 11]
 
 
 def test_a_lease_that_is_over_is_not_granted_again() -> None:

@@ -34,14 +34,16 @@ LOGS_REMEMBERED_MAX = 4
 
 @dataclass(frozen=True, slots=True)
 class LeaseTerms:
-    """How long a lease lasts without word from its gateway, and how long a closed one waits for its events.
+    """How long a lease lasts without word from its gateway, and how long one that is over waits for its events.
 
-    A request for more than it needs gets at most what is left divided by `slice_divisor`, so that slices shrink as the limit
-    comes near.
+    The hold is `settle_timeout` from the end of the lease, and only `arrival_timeout` once a new life of its gateway says
+    that every event of the dead one is in the log. A request for more than it needs gets at most what is left divided by
+    `slice_divisor`, so that slices shrink as the limit comes near.
     """
 
     lease_timeout: timedelta = timedelta(seconds=60)
     settle_timeout: timedelta = timedelta(minutes=15)
+    arrival_timeout: timedelta = timedelta(seconds=60)
     slice_divisor: int = 4
 
 
@@ -77,7 +79,8 @@ def post(
     touched: set[tuple[str, str]] = set()
     calendar: dict[tuple[int, PeriodKind], Period] = {}
     for entry in record.entries:
-        covering = [budget for budget in counted if budget.covers(entry.feature, entry.model)]
+        lease = leases.get(entry.lease_id) if entry.lease_id else None
+        covering = [budget for budget in counted if _counts(budget, entry, lease)]
         for budget in covering:
             period = calendar.get((entry.slot_start, budget.period))
             if period is None:
@@ -111,23 +114,30 @@ def request(state: TenantLedger, rules: Rules, asked: LeaseRequest, now: datetim
     is over or closed gets nothing, and so does one older than leases are remembered. Nothing is also the answer for a
     budget that is not (or not yet) declared.
     """
-    state = _renewed(expire(state, now), asked.gateway, now, rules.terms)
+    state = _renewed(expire(state, now), asked, now, rules.terms)
+    if asked.boot and asked.lives_settled:
+        state = _buried(state, asked, now, rules.terms)
     known = state.leases.get(asked.lease_id)
     if known is not None:
-        is_open = known.settled_pico is None and known.expires_at > now
-        amounts = known.granted_pico if is_open else dict.fromkeys(known.granted_pico, 0)
-        return state, _grant(asked, amounts, known.granted_at, known.expires_at)
+        amounts = known.granted_pico if known.is_open(now) else dict.fromkeys(known.granted_pico, 0)
+        return state, grant_of(asked, amounts, known.granted_at, known.expires_at, known.hold_ends_at)
     is_stale = asked.requested_at + LEASE_REMEMBERED <= now
     amounts = dict.fromkeys(asked.amounts_pico, 0) if is_stale else _slices(state, rules, asked, now)
     if not is_stale:
         state = _with_shortages(state, rules, asked, amounts, now)
     if not any(amounts.values()):
-        return state, _grant(asked, amounts, now, now)
+        return state, grant_of(asked, amounts, now, now, now)
+    expires_at = now + rules.terms.lease_timeout
     lease = Lease(
-        gateway=asked.gateway, granted_pico=amounts, granted_at=now, expires_at=now + rules.terms.lease_timeout
+        gateway=asked.gateway,
+        boot=asked.boot,
+        granted_pico=amounts,
+        granted_at=now,
+        expires_at=expires_at,
+        held_until=expires_at + rules.terms.settle_timeout,
     )
     leased = state.model_copy(update={"leases": {**state.leases, asked.lease_id: lease}})
-    return leased, _grant(asked, amounts, now, lease.expires_at)
+    return leased, grant_of(asked, amounts, now, expires_at, lease.hold_ends_at)
 
 
 def close(state: TenantLedger, rules: Rules, closing: LeaseClose, now: datetime) -> TenantLedger:
@@ -135,20 +145,20 @@ def close(state: TenantLedger, rules: Rules, closing: LeaseClose, now: datetime)
 
     A lease that was over is closed all the same: its events are on their way, and counting them early grants less, not more.
     """
-    state = _renewed(expire(state, now), closing.gateway, now, rules.terms)
+    state = _renewed(expire(state, now), closing, now, rules.terms)
     lease = state.leases.get(closing.lease_id)
     if lease is None or lease.settled_pico is not None:
         return state
     settled = {budget_id: closing.settled_pico.get(budget_id, 0) for budget_id in lease.granted_pico}
-    closed = lease.model_copy(update={"settled_pico": settled, "expires_at": now + rules.terms.settle_timeout})
+    closed = lease.model_copy(update={"settled_pico": settled, "held_until": now + rules.terms.settle_timeout})
     return state.model_copy(update={"leases": {**state.leases, closing.lease_id: closed}})
 
 
 def expire(state: TenantLedger, now: datetime) -> TenantLedger:
-    """Forget what can matter no longer: old periods, and leases that hold nothing. (A lease past its expiry holds nothing.)"""
+    """Forget what can matter no longer: old periods, and leases that hold nothing."""
     idle = [lease_id for lease_id, lease in state.leases.items() if not lease.holds(now)]
     forgotten = set(idle[: max(0, len(idle) - LEASES_REMEMBERED_MAX)])
-    forgotten.update(lease_id for lease_id in idle if state.leases[lease_id].expires_at + LEASE_REMEMBERED <= now)
+    forgotten.update(lease_id for lease_id in idle if state.leases[lease_id].hold_ends_at + LEASE_REMEMBERED <= now)
     old = any(posting.keep_until <= now for periods in state.postings.values() for posting in periods.values())
     if not forgotten and not old:
         return state
@@ -181,6 +191,14 @@ def positions(state: TenantLedger, rules: Rules, now: datetime) -> BudgetState:
 
 def _opened(period: Period, kind: PeriodKind) -> Posting:
     return Posting(starts_at=period.start, ends_at=period.end, keep_until=period.end + PERIOD_KEPT[kind])
+
+
+def _counts(budget: Budget, entry: SpendEntry, lease: Lease | None) -> bool:
+    """Whether the entry counts against the budget. Where the entry names no API key, its lease knows whose budgets paid."""
+    if budget.covers(entry.feature, entry.model, entry.api_key):
+        return True
+    under_it = entry.api_key is None and lease is not None and budget.id in lease.granted_pico
+    return under_it and budget.names(entry.feature, entry.model)
 
 
 def _settle_under_lease(leases: dict[str, Lease], entry: SpendEntry, covering: Sequence[Budget]) -> None:
@@ -218,15 +236,33 @@ def _alerted(
     return (state.model_copy(update={"postings": postings}), alerts) if alerts else (state, [])
 
 
-def _renewed(state: TenantLedger, gateway: str, now: datetime, terms: LeaseTerms) -> TenantLedger:
-    """A word from a gateway shows that it lives: its open leases last for another time-out."""
+def _renewed(state: TenantLedger, message: LeaseRequest | LeaseClose, now: datetime, terms: LeaseTerms) -> TenantLedger:
+    """A word from a gateway shows that it lives: the open leases of this life of it last for another time-out."""
     until = now + terms.lease_timeout
+    times = {"expires_at": until, "held_until": until + terms.settle_timeout}
     renewed = {
-        lease_id: lease.model_copy(update={"expires_at": until})
+        lease_id: lease.model_copy(update=times)
         for lease_id, lease in state.leases.items()
-        if lease.gateway == gateway and lease.settled_pico is None and now < lease.expires_at < until
+        if lease.gateway == message.gateway
+        and lease.boot == message.boot
+        and lease.is_open(now)
+        and lease.expires_at < until
     }
     return state.model_copy(update={"leases": {**state.leases, **renewed}}) if renewed else state
+
+
+def _buried(state: TenantLedger, asked: LeaseRequest, now: datetime, terms: LeaseTerms) -> TenantLedger:
+    """A gateway that lives again and has delivered all events of its dead lives: those need only time to arrive."""
+    until = now + terms.arrival_timeout
+    buried = {
+        lease_id: lease.model_copy(update={"expires_at": min(lease.expires_at, now), "held_until": until})
+        for lease_id, lease in state.leases.items()
+        if lease.gateway == asked.gateway
+        and lease.boot != asked.boot
+        and lease.settled_pico is None
+        and lease.hold_ends_at > until
+    }
+    return state.model_copy(update={"leases": {**state.leases, **buried}}) if buried else state
 
 
 def _slices(state: TenantLedger, rules: Rules, asked: LeaseRequest, now: datetime) -> dict[str, int]:
@@ -270,7 +306,10 @@ def _with_shortages(
     return state.model_copy(update={"postings": postings}) if postings is not state.postings else state
 
 
-def _grant(asked: LeaseRequest, amounts: dict[str, int], granted_at: datetime, expires_at: datetime) -> LeaseGrant:
+def grant_of(
+    asked: LeaseRequest, amounts: dict[str, int], granted_at: datetime, expires_at: datetime, held_until: datetime
+) -> LeaseGrant:
+    """The answer to a request."""
     return LeaseGrant(
         lease_id=asked.lease_id,
         gateway=asked.gateway,
@@ -278,4 +317,6 @@ def _grant(asked: LeaseRequest, amounts: dict[str, int], granted_at: datetime, e
         amounts_pico=amounts,
         granted_at=granted_at,
         expires_at=expires_at,
+        held_until=held_until,
+        root_request_id=asked.root_request_id,
     )

@@ -21,7 +21,10 @@ class BudgetsSettings(LogSettings):
         60, ge=1, le=3_600, description="A lease without word from its gateway ends"
     )
     budgets_settle_timeout_seconds: int = Field(
-        900, ge=1, le=86_400, description="How long a closed lease awaits its events"
+        900, ge=1, le=86_400, description="How long a lease that is over awaits its events"
+    )
+    budgets_arrival_timeout_seconds: int = Field(
+        60, ge=1, le=3_600, description="How long a dead gateway's lease awaits them once they are all in the log"
     )
     budgets_publish_ms: int = Field(100, ge=10, le=10_000, description="How soon a changed state is published")
     budgets_refresh_seconds: int = Field(
@@ -40,4 +43,5 @@ class BudgetsSettings(LogSettings):
         return LeaseTerms(
             lease_timeout=timedelta(seconds=self.budgets_lease_timeout_seconds),
             settle_timeout=timedelta(seconds=self.budgets_settle_timeout_seconds),
+            arrival_timeout=timedelta(seconds=self.budgets_arrival_timeout_seconds),
         )

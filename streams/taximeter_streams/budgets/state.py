@@ -34,29 +34,39 @@ class Posting(Message):
 class Lease(Message):
     """A slice of some budgets that a gateway holds. Amounts are in pico-units by budget id.
 
-    It is open until it is closed (`settled_pico` says what its events cost), and over once `expires_at` is reached. A lease
-    that is over is remembered for a while, so that a request that comes twice is not granted twice.
+    It is open until it is closed (`settled_pico` says what its events cost) or `expires_at` is reached: from then on its
+    gateway admits nothing under it. What it holds stays charged until `held_until`, since its events may still be on their
+    way. After that it is remembered for a while, so that a request that comes twice is not granted twice.
     """
 
     gateway: str
+    boot: str = ""
     granted_pico: dict[str, AmountPico]
     posted_pico: dict[str, int] = Field(default_factory=dict)
     settled_pico: dict[str, AmountPico] | None = None
     granted_at: AwareDatetime
     expires_at: AwareDatetime
+    held_until: AwareDatetime | None = None
+
+    @property
+    def hold_ends_at(self) -> datetime:
+        """When its amounts are free, whatever has arrived by then."""
+        return self.held_until or self.expires_at
+
+    def is_open(self, now: datetime) -> bool:
+        """Whether its gateway may admit requests under it."""
+        return self.settled_pico is None and now < self.expires_at
 
     def outstanding_pico(self, budget_id: str, now: datetime) -> int:
-        """What may still arrive as spend under this lease; 0 once it is over."""
-        if self.expires_at <= now:
+        """What may still arrive as spend under this lease; 0 once its hold has ended."""
+        if self.hold_ends_at <= now:
             return 0
         promised = self.granted_pico if self.settled_pico is None else self.settled_pico
         return max(0, promised.get(budget_id, 0) - self.posted_pico.get(budget_id, 0))
 
     def holds(self, now: datetime) -> bool:
-        """Whether it stands in the way of other grants: it is open, or closed with events still on their way."""
-        if self.settled_pico is None:
-            return self.expires_at > now
-        return any(self.outstanding_pico(budget_id, now) for budget_id in self.settled_pico)
+        """Whether it stands in the way of other grants: it is open, or over with events perhaps still on their way."""
+        return self.is_open(now) or any(self.outstanding_pico(budget_id, now) for budget_id in self.granted_pico)
 
 
 class TenantLedger(Message):

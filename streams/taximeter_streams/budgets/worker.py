@@ -98,7 +98,10 @@ class BudgetsWorker:
 
     async def _leases(self, stream: Any) -> None:
         async for event in stream.noack().events():
-            await self._handle(event, BUDGET_LEASES, self._decider.on_lease)
+            await self._handle(event, BUDGET_LEASES, self._on_lease)
+
+    def _on_lease(self, state: TenantLedger, payload: bytes, now: datetime) -> Decision:
+        return self._decider.on_lease(state, payload, now, self._table.get)
 
     async def _handle(self, event: Any, topic: Topic, rule: Rule) -> None:
         """Decide one message in its turn, and leave the waiting for the log to a task of its own."""
@@ -132,10 +135,13 @@ class BudgetsWorker:
             where = {"topic": topic.name, "partition": event.message.partition, "offset": event.message.offset}
             _log.warning("%s", decision.problem, extra=where)
         await self._send_alerts(decision.alerts)
-        if decision.state is state:
+        if decision.state is state and decision.bucket is None:
             return decision, None
         if generation != self._generation:
             raise PartitionsMovedError
+        if decision.bucket is not None:
+            self._table[decision.bucket_key] = decision.bucket.model_dump_json(exclude_defaults=True).encode()
+            return decision, self._table.last_sent
         self._table[key] = decision.state.model_dump_json(exclude_defaults=True).encode()
         self._publisher.changed(decision.state)
         return decision, self._table.last_sent
