@@ -1,6 +1,6 @@
 """Billing's settings, from TAXIMETER_... variables."""
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from taximeter_schemas.settings import LogSettings, WarehouseSettings
 
@@ -15,5 +15,8 @@ class BillingSettings(LogSettings, WarehouseSettings):
     stripe_url: str = Field("", description="Base address of Stripe's API; empty means Stripe itself")
     stripe_api_key: str = Field("", description="Stripe's secret key; a live key needs TAXIMETER_STRIPE_LIVE=true")
     stripe_live: bool = Field(False, description="Allow a live Stripe key")
+    stripe_webhook_secret: SecretStr = Field(
+        SecretStr(""), description="Signing secret of Stripe's webhook endpoint (whsec_...); several, divided by commas"
+    )
     grace_hours: int = Field(72, ge=0, le=24 * 62, description="Hours after a period's end before it may be closed")
     invoice_series: str = Field("INV", pattern=r"^[A-Z0-9]{1,12}$", description="Series that invoice numbers belong to")

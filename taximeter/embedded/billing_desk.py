@@ -14,6 +14,7 @@ from taximeter_billing import operations
 from taximeter_billing.book import InvoiceRow
 from taximeter_billing.closing import Closed, close_period, finalize_period, list_invoices
 from taximeter_billing.declarations import Plan
+from taximeter_billing.payments.errors import PaymentError
 from taximeter_billing.pushing import push_period
 from taximeter_billing.settings import BillingSettings
 from taximeter_billing.warehouse import UsageReader
@@ -80,9 +81,14 @@ class BillingDesk:
             return finalize_period(book, period, self.settings.invoice_series, datetime.now(UTC))
 
     def push(self, period: str) -> int:
-        """Push the period's invoices to Stripe; how many were created by this call."""
+        """Push the period's invoices to Stripe; how many were created by this call. Raises PaymentError."""
+        created = 0
         with operations.opened(self.settings) as book:
-            return sum(result.created for _row, result in push_period(book, self.settings, period))
+            for _row, result in push_period(book, self.settings, period):
+                if isinstance(result, PaymentError):
+                    raise result
+                created += result.created
+        return created
 
     def invoices(self, period: str) -> list[InvoiceRow]:
         """The period's invoices."""

@@ -85,18 +85,19 @@ class Stack:
     def secrets(self) -> dict[str, str]:
         """The stack's own secrets, made once and kept in data_dir/secrets.json (readable by its owner only)."""
         path = self.data_dir / "secrets.json"
-        if not path.exists():
+        kept: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        made = {
+            "TAXIMETER_SALT_SECRET": secrets.token_hex(32),
+            "TAXIMETER_ADMIN_TOKEN": secrets.token_urlsafe(24),
+            "TAXIMETER_INGEST_TOKEN": secrets.token_urlsafe(24),
+            "TAXIMETER_STRIPE_API_KEY": "sk_test_" + secrets.token_hex(16),
+            "TAXIMETER_STRIPE_WEBHOOK_SECRET": "whsec_" + secrets.token_hex(16),
+        }
+        if made.keys() - kept.keys():
             path.parent.mkdir(parents=True, exist_ok=True)
-            made = {
-                "TAXIMETER_SALT_SECRET": secrets.token_hex(32),
-                "TAXIMETER_ADMIN_TOKEN": secrets.token_urlsafe(24),
-                "TAXIMETER_INGEST_TOKEN": secrets.token_urlsafe(24),
-                "TAXIMETER_STRIPE_API_KEY": "sk_test_" + secrets.token_hex(16),
-            }
             path.touch(mode=0o600)
-            path.write_text(json.dumps(made, indent=2))
-        loaded: dict[str, str] = json.loads(path.read_text())
-        return loaded
+            path.write_text(json.dumps(made | kept, indent=2))
+        return made | kept
 
     def start(self) -> None:
         """Start everything and wait until it is ready. Raises StackError with the log's tail when a part does not come up."""
@@ -126,6 +127,8 @@ class Stack:
             str(self.data_dir / "stripe.db"),
             "--port",
             str(stripe),
+            "--webhook-url",
+            f"http://127.0.0.1:{ports['billing']}/v1/stripe/webhooks",
         ]
         self._spawn("stripe", double, common)
         self._await("clickhouse", f"http://127.0.0.1:{warehouse}/ping")

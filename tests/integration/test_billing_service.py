@@ -25,6 +25,7 @@ from taximeter_billing.book import open_book
 from taximeter_billing.closing import close_period
 from taximeter_billing.service.app import build_app
 from taximeter_billing.service.sender import ControlSender
+from taximeter_billing.service.stripe_webhooks import StripeInbox
 from taximeter_billing.settings import BillingSettings
 from taximeter_billing.warehouse import UsageReader
 from taximeter_producers.control import ControlFollower
@@ -67,7 +68,7 @@ def book(settings: BillingSettings) -> Iterator[Engine]:
 
 @pytest.fixture
 def api(settings: BillingSettings, book: Engine) -> Iterator[httpx.Client]:
-    app = build_app(settings, book, ControlSender(book, settings))
+    app = build_app(settings, book, ControlSender(book, settings), StripeInbox(book, settings))
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, daemon=True)

@@ -6,6 +6,7 @@ PaymentError
 ├── NegativeInvoiceError    Stripe bills nothing below zero; a credit note is needed
 ├── TotalMismatchError      Stripe's total is not ours; the draft was left as it is
 ├── LinesMismatchError      Stripe's lines are not ours; the draft was left as it is
+├── NotVoidableError        the invoice is paid at Stripe; a credit note is needed
 ├── DuplicateInvoiceError   Stripe has more than one invoice under our number
 ├── StripeRefusedError      Stripe refused a request, or did not answer
 └── WebhookRefusedError     a webhook that Stripe did not sign, or too old, or not an event
@@ -49,6 +50,13 @@ class LinesMismatchError(PaymentError):
     """Stripe's lines are not the invoice's; the draft in Stripe was left as it is and not finalized."""
 
     code = "lines_mismatch"
+
+
+class NotVoidableError(PaymentError):
+    """What is paid at Stripe cannot be voided; issue a credit note."""
+
+    status = 409
+    code = "not_voidable"
 
 
 class DuplicateInvoiceError(PaymentError):

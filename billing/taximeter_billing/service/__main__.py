@@ -9,6 +9,7 @@ import uvicorn
 from taximeter_billing.book import open_book
 from taximeter_billing.service.app import build_app
 from taximeter_billing.service.sender import ControlSender
+from taximeter_billing.service.stripe_webhooks import StripeInbox
 from taximeter_billing.settings import BillingSettings
 from taximeter_producers.logs import configure_logging
 
@@ -26,9 +27,9 @@ def main() -> None:
         signal.signal(number, _end)
     book = open_book(settings.database_url)
     try:
-        with ControlSender(book, settings) as sender:
+        with ControlSender(book, settings) as sender, StripeInbox(book, settings) as inbox:
             uvicorn.run(
-                build_app(settings, book, sender),
+                build_app(settings, book, sender, inbox),
                 host=settings.host,
                 port=settings.billing_port,
                 log_config=None,

@@ -11,18 +11,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException
 
-from taximeter_billing.book import InvoiceRow, OutboxRow, ParkedRow
+from taximeter_billing.book import InvoiceRow, OutboxRow, ParkedRow, StripeEventRow
 from taximeter_billing.errors import BillingError
-from taximeter_billing.service import declared, invoicing, pages
+from taximeter_billing.service import declared, invoicing, pages, stripe_webhooks
 from taximeter_billing.service.access import authorize
 from taximeter_billing.service.sender import ControlSender
+from taximeter_billing.service.stripe_webhooks import StripeInbox
 from taximeter_billing.settings import BillingSettings
 from taximeter_producers.errors import ControlError
 from taximeter_schemas.errors import PeriodError
 from taximeter_sql import WarehouseError
 
 
-def build_app(settings: BillingSettings, book: Engine, sender: ControlSender) -> FastAPI:
+def build_app(settings: BillingSettings, book: Engine, sender: ControlSender, inbox: StripeInbox) -> FastAPI:
     """The service over an open book, which the caller closes."""
     app = FastAPI(title="Taximeter billing", version="1")
 
@@ -33,6 +34,7 @@ def build_app(settings: BillingSettings, book: Engine, sender: ControlSender) ->
     app.include_router(declared.router(settings, book, caller), prefix="/v1", dependencies=known)
     app.include_router(invoicing.router(settings, book), prefix="/v1", dependencies=known)
     app.include_router(pages.router(book), dependencies=known)
+    app.include_router(stripe_webhooks.router(settings, book, inbox), prefix="/v1")
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
@@ -82,6 +84,11 @@ def _metrics(book: Engine) -> CollectorRegistry:
         "taximeter_billing_parked_tenants",
         "Tenants and periods that cannot be invoiced",
         select(func.count()).select_from(ParkedRow),
+    )
+    gauge(
+        "taximeter_billing_stripe_events_waiting",
+        "Events of Stripe that are noted and not handled yet",
+        select(func.count()).select_from(StripeEventRow).where(StripeEventRow.handled_at.is_(None)),
     )
     drafts = select(func.count()).select_from(InvoiceRow).where(InvoiceRow.status == "draft")
     gauge("taximeter_billing_draft_invoices", "Invoices that are not final", drafts)

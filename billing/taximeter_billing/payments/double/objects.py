@@ -143,6 +143,60 @@ def credit_note(number: int, now: int, invoice_body: Body, amount: int, form: Bo
     }
 
 
+def invoice_payment(number: int, now: int, invoice_body: Body) -> Body:
+    """The payment of an invoice, through a payment intent."""
+    return {
+        "id": f"inpay_double{number:08d}",
+        "object": "invoice_payment",
+        "amount_paid": invoice_body["amount_due"],
+        "amount_requested": invoice_body["amount_due"],
+        "created": now,
+        "currency": invoice_body["currency"],
+        "invoice": invoice_body["id"],
+        "is_default": True,
+        "livemode": False,
+        "payment": {"type": "payment_intent", "payment_intent": f"pi_double{number:08d}"},
+        "status": "paid",
+        "status_transitions": {"canceled_at": None, "paid_at": now},
+    }
+
+
+def dispute(number: int, now: int, payment: Body, status: str) -> Body:
+    """A payer's bank asks for a payment back."""
+    evidence = {"enhanced_eligibility": {}, "has_evidence": False, "past_due": False, "submission_count": 0}
+    return {
+        "id": f"du_double{number:08d}",
+        "object": "dispute",
+        "amount": payment["amount_paid"],
+        "balance_transactions": [],
+        "charge": f"ch_double{payment['id'][-8:]}",
+        "created": now,
+        "currency": payment["currency"],
+        "enhanced_eligibility_types": [],
+        "evidence": {"enhanced_evidence": {}},
+        "evidence_details": {**evidence, "due_by": now + 7 * 86_400},
+        "is_charge_refundable": False,
+        "livemode": False,
+        "metadata": {},
+        "payment_intent": payment["payment"]["payment_intent"],
+        "reason": "product_not_received",
+        "status": status,
+    }
+
+
+def meter_event(number: int, now: int, form: Body) -> Body:
+    """Usage for one of Stripe's billing meters."""
+    return {
+        "object": "billing.meter_event",
+        "created": now,
+        "event_name": form["event_name"],
+        "identifier": form.get("identifier") or f"made-up-{number}",
+        "livemode": False,
+        "payload": form["payload"],
+        "timestamp": int(form.get("timestamp", now)),
+    }
+
+
 def event(number: int, now: int, kind: str, thing: Body, endpoints: int, key: str | None) -> Body:
     """What happened to an object, with the object as it was then."""
     return {

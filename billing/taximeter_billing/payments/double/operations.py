@@ -153,8 +153,59 @@ class Operations:
         return self._moved(self._standing(invoice_id, "void"), "void", "voided_at", "invoice.voided")
 
     def pay(self, invoice_id: str, _form: Body) -> Body:
-        """POST /v1/invoices/{invoice}/pay: always succeeds, without money"""
-        return self._moved(self._standing(invoice_id, "paid"), "paid", "paid_at", "invoice.paid")
+        """POST /v1/invoices/{invoice}/pay: succeeds, without money; `fail_payment` is for what does not"""
+        found = self._standing(invoice_id, "paid")
+        self._kept(objects.invoice_payment(self._store.next_number(), self._clock(), found), "invoice_payment.paid")
+        return self._moved({**found, "attempted": True}, "paid", "paid_at", "invoice.paid")
+
+    def fail_payment(self, invoice_id: str) -> Body:
+        """A planned attempt to collect an open invoice that fails."""
+        found = self._standing(invoice_id, "paid")
+        tried = {**found, "attempted": True, "attempt_count": found["attempt_count"] + 1}
+        return self._kept(tried, "invoice.payment_failed")
+
+    def dispute(self, invoice_id: str, status: str) -> Body:
+        """A planned dispute of a paid invoice, or its next status."""
+        payments = [one for one in self._store.all("invoice_payment") if one["invoice"] == invoice_id]
+        if not payments:
+            raise RefusedError(400, "only what was paid can be disputed")
+        intent = payments[0]["payment"]["payment_intent"]
+        known = next((one for one in self._store.all("dispute") if one["payment_intent"] == intent), None)
+        if known is None:
+            made = objects.dispute(self._store.next_number(), self._clock(), payments[0], status)
+            return self._kept(made, "charge.dispute.created")
+        closed = status in {"won", "lost", "warning_closed"}
+        return self._kept({**known, "status": status}, f"charge.dispute.{'closed' if closed else 'updated'}")
+
+    def list_invoice_payments(self, _id: str, form: Body) -> Body:
+        """GET /v1/invoice_payments"""
+        intent = (form.get("payment") or {}).get("payment_intent")
+        found = [
+            one
+            for one in self._store.all("invoice_payment")
+            if form.get("invoice") in (None, one["invoice"]) and intent in (None, one["payment"]["payment_intent"])
+        ]
+        return _paged("/v1/invoice_payments", found, form)
+
+    def list_disputes(self, _id: str, form: Body) -> Body:
+        """GET /v1/disputes"""
+        found = [
+            one for one in self._store.all("dispute") if form.get("payment_intent") in (None, one["payment_intent"])
+        ]
+        return _paged("/v1/disputes", found, form)
+
+    def create_meter_event(self, _id: str, form: Body) -> Body:
+        """POST /v1/billing/meter_events: an identifier counts once"""
+        payload = form.get("payload")
+        if not form.get("event_name") or not isinstance(payload, dict):
+            raise RefusedError(400, "event_name and payload are required", code="parameter_missing")
+        made = objects.meter_event(self._store.next_number(), self._clock(), form)
+        key = f"mtr_{made['identifier']}"
+        if self._store.get(key, "meter_event") is not None:
+            message = f"An event already exists with identifier {made['identifier']}."
+            raise RefusedError(400, message, parameter="identifier", kept=True)
+        self._store.put({**made, "id": key}, "meter_event")
+        return made
 
     def mark_uncollectible(self, invoice_id: str, _form: Body) -> Body:
         """POST /v1/invoices/{invoice}/mark_uncollectible"""

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from taximeter_billing.payments.double.deliveries import Deliveries
 from taximeter_billing.payments.double.faults import Fault, FaultPlan
 from taximeter_billing.payments.double.forms import parse_form
-from taximeter_billing.payments.double.objects import Body
+from taximeter_billing.payments.double.objects import Body, webhook_endpoint
 from taximeter_billing.payments.double.operations import Operations
 from taximeter_billing.payments.double.refusals import RefusedError
 from taximeter_billing.payments.double.store import Store
@@ -44,7 +44,8 @@ class CutOff(Response):
 class StripeDouble:
     """The API over a store. `faults` plans what the next calls of a step meet (see Fault), `calls` counts them by step.
 
-    Over HTTP: POST /_double/faults, GET /_double/calls, POST /_double/search {"paused": true}, POST /_double/forget-keys.
+    Over HTTP: POST /_double/faults, GET /_double/calls, POST /_double/search {"paused": true}, POST /_double/forget-keys,
+    POST /_double/payments {"invoice": ID, "outcome": "failed" or "disputed", "status": "won"}.
     """
 
     def __init__(self, store: Store, clock: Callable[[], int] = lambda: int(time.time())) -> None:
@@ -72,6 +73,24 @@ class StripeDouble:
         with self._lock:
             self._store.forget_answers()
 
+    def listen_at(self, url: str, secret: str) -> None:
+        """Deliver every event to this address, signed with this secret, and to no address named here before."""
+        with self._lock, self._store.transaction():
+            endpoint = webhook_endpoint(0, int(time.time()), secret, {"url": url})
+            self._store.put(endpoint)
+
+    def fail_payment(self, invoice_id: str) -> None:
+        """Let an attempt to collect an open invoice fail. Raises RefusedError for one that is not open."""
+        with self._lock, self._store.transaction():
+            self._operations.fail_payment(invoice_id)
+            self._deliveries.wake()
+
+    def dispute(self, invoice_id: str, status: str = "needs_response") -> None:
+        """Let the payer's bank dispute a paid invoice, or move the dispute on. Raises RefusedError for one never paid."""
+        with self._lock, self._store.transaction():
+            self._operations.dispute(invoice_id, status)
+            self._deliveries.wake()
+
     def app(self) -> Starlette:
         """The routes."""
         does = self._operations
@@ -97,6 +116,9 @@ class StripeDouble:
             ("GET", "/v1/credit_notes", does.list_credit_notes),
             ("POST", "/v1/credit_notes", does.create_credit_note),
             ("GET", "/v1/credit_notes/{id}", does.get_credit_note),
+            ("GET", "/v1/invoice_payments", does.list_invoice_payments),
+            ("GET", "/v1/disputes", does.list_disputes),
+            ("POST", "/v1/billing/meter_events", does.create_meter_event),
             ("POST", "/v1/webhook_endpoints", does.create_webhook_endpoint),
             ("GET", "/v1/events", does.list_events),
             ("GET", "/v1/events/{id}", does.get_event),
@@ -107,6 +129,7 @@ class StripeDouble:
             Route("/_double/faults", self._on_faults, methods=["POST"]),
             Route("/_double/search", self._on_search, methods=["POST"]),
             Route("/_double/forget-keys", self._on_forget_keys, methods=["POST"]),
+            Route("/_double/payments", self._on_payments, methods=["POST"]),
             Route("/_double/calls", self._on_calls),
         ]
         unknown = Route("/{path:path}", _unknown, methods=["GET", "POST", "DELETE"])
@@ -122,6 +145,21 @@ class StripeDouble:
 
     async def _on_forget_keys(self, _request: Request) -> Response:
         self.forget_keys()
+        return JSONResponse({})
+
+    async def _on_payments(self, request: Request) -> Response:
+        """{"invoice": ID, "outcome": "failed"}, or "disputed" with {"status": a dispute's}."""
+        planned = await request.json()
+        return await run_in_threadpool(self._payment, planned["invoice"], planned["outcome"], planned.get("status"))
+
+    def _payment(self, invoice_id: str, outcome: str, status: str | None) -> Response:
+        try:
+            if outcome == "failed":
+                self.fail_payment(invoice_id)
+            else:
+                self.dispute(invoice_id, status or "needs_response")
+        except RefusedError as refused:
+            return JSONResponse(refused.body, refused.status)
         return JSONResponse({})
 
     async def _on_calls(self, _request: Request) -> Response:

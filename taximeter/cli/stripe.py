@@ -1,0 +1,101 @@
+"""`taximeter stripe`: what Stripe has, what it told us, and whether the two agree."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from taximeter.cli.invoice import errors_for_people, minor
+from taximeter_billing.closing import list_invoices
+from taximeter_billing.operations import opened
+from taximeter_billing.pushing import compare_pushed
+from taximeter_billing.settings import BillingSettings
+from taximeter_billing.stripe_inbox import list_events, payments_of
+
+app = typer.Typer(help="Stripe: compare every invoice, see payments, see what Stripe told.", no_args_is_help=True)
+
+console = Console()
+
+
+@app.command()
+def reconcile(
+    period: Annotated[str | None, typer.Option("--period", help="This month only, as YYYY-MM.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Compare every pushed invoice with Stripe's by total and lines, and note how its payment stands.
+
+    Exit status 1 when anything differs.
+    """
+    settings = BillingSettings()
+    found: dict[str, list[str]] = {}
+    with errors_for_people(), opened(settings) as book:
+        progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), transient=True, console=Console(stderr=True)
+        )
+        with progress as bar:
+            task = bar.add_task("asking Stripe")
+            for row, problems in compare_pushed(book, settings, period):
+                found[row.number or row.tenant] = problems
+                bar.update(task, description=f"asking Stripe: {len(found)} invoices ({row.number})")
+        payments = payments_of(book, found)
+    if as_json:
+        page = {
+            number: {"differences": problems, "payment": payments[number].status if number in payments else None}
+            for number, problems in found.items()
+        }
+        print(json.dumps(page, indent=2))
+    else:
+        for number, problems in found.items():
+            for problem in problems:
+                console.print(f"[red]{number}: {escape(problem)}[/]", highlight=False, soft_wrap=True)
+            if number in payments and payments[number].disputes:
+                console.print(f"[yellow]{number}: disputed ({payments[number].disputes})[/]", highlight=False)
+        wrong = sum(bool(problems) for problems in found.values())
+        console.print(
+            f"{len(found)} invoices compared with Stripe's by total and lines, {wrong} differ", highlight=False
+        )
+    if any(found.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def payments(numbers: Annotated[list[str], typer.Argument(help="Numbers of invoices.")]) -> None:
+    """How the payment of these invoices stood when Stripe was asked last."""
+    with errors_for_people(), opened(BillingSettings()) as book:
+        found = payments_of(book, numbers)
+        currencies = {row.number: row.currency for row in list_invoices(book)}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("invoice", "payment", "paid", "remaining", "credited", "tries", "disputes", "asked at"):
+        table.add_column(name)
+    for number in numbers:
+        row = found.get(number)
+        if row is None:
+            table.add_row(number, "not pushed, or not asked yet")
+            continue
+        amounts = [minor(one, currencies[number]) for one in (row.paid_minor, row.remaining_minor, row.credited_minor)]
+        asked = f"{row.checked_at:%Y-%m-%d %H:%M:%SZ}"
+        table.add_row(number, row.status, *amounts, str(row.attempts), row.disputes or "-", asked)
+    console.print(table)
+
+
+@app.command()
+def events(
+    waiting: Annotated[bool, typer.Option("--waiting", help="Only those that are not handled yet.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most this many, newest first.")] = 50,
+) -> None:
+    """What Stripe told by webhook, each event once, and what came of it."""
+    with errors_for_people(), opened(BillingSettings()) as book:
+        rows = list_events(book, waiting=waiting, limit=limit)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("received", "event", "kind", "tries", "what came of it"):
+        table.add_column(name)
+    for row in rows:
+        state = row.outcome or "waits"
+        shown = state if row.handled_at else f"[yellow]{escape(state)}[/]"
+        table.add_row(f"{row.received_at:%Y-%m-%d %H:%M:%SZ}", row.id, row.kind, str(row.tries), shown)
+    console.print(table)
