@@ -5,7 +5,7 @@ UV := .venv/bin/uv
 RUN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo up clean
+.PHONY: help setup check test demo up clean bench-gateway bench-budget
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
@@ -36,3 +36,17 @@ up: setup ## Start the embedded stack and keep it running
 
 clean: ## Remove caches and the environment
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# Not 1.107.0: that release was tampered with.
+LITELLM := litellm[proxy]==1.108.7
+LITELLM_PYTHON := .cache/litellm-venv/bin/python
+
+.cache/litellm-venv/.ready: Makefile | setup
+	@$(UV) venv -q --clear .cache/litellm-venv && $(UV) pip install -q -p $(LITELLM_PYTHON) '$(LITELLM)'
+	@touch $@
+
+bench-gateway: .cache/litellm-venv/.ready ## Our gateway beside LiteLLM's proxy: speed, latency, CPU
+	$(RUN)/python -m tests.benchmarks.gateway_bench --litellm-python $(LITELLM_PYTHON)
+
+bench-budget: .cache/litellm-venv/.ready ## Budgets beside LiteLLM's: who lets how much through
+	$(RUN)/python -m tests.benchmarks.budget_race --litellm-python $(LITELLM_PYTHON)
