@@ -22,7 +22,14 @@ def report_tables(report: Report) -> list[Table | Text]:
         verdict = Text("yes", style="green") if check.holds else Text(f"NO ({len(check.findings)})", style="bold red")
         laws.add_row(check.law, check.compared, verdict)
         for found in check.findings[:_FINDINGS_SHOWN]:
-            parts.append(Text(f"  {check.law}: {found.subject}: {found.detail}", style="red"))
+            parts.append(Text(f"  {check.law}: {found}", style="red"))
+        if (more := len(check.findings) - _FINDINGS_SHOWN) > 0:
+            parts.append(Text(f"  {check.law}: and {more} more; --json lists all", style="red"))
+    parts += [Text(f"  repaired: {cell}", style="green") for cell in report.repaired[:_FINDINGS_SHOWN]]
+    if (more := len(report.repaired) - _FINDINGS_SHOWN) > 0:
+        parts.append(Text(f"  repaired: and {more} more cells", style="green"))
+    for cell in report.unsettled[:_FINDINGS_SHOWN]:
+        parts.append(Text(f"  not repaired, still being written: {cell}; run it again later", style="yellow"))
     verdict = (
         Text("Every law holds.", style="bold green")
         if report.clean

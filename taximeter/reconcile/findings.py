@@ -10,6 +10,15 @@ class Finding:
     subject: str
     detail: str
     tenant: str | None = None
+    touches: tuple[str, ...] = ()
+    """Tenants whose usage it may concern, where it is not one tenant's own."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.subject}: {self.detail}"
+            if not self.detail.startswith("misses ")
+            else f"{self.subject} {self.detail}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,10 @@ class Report:
 
     checks: list[Check] = field(default_factory=list)
     tenants: list[Conservation] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+    """Cells of rollups that this run repaired."""
+    unsettled: list[str] = field(default_factory=list)
+    """Cells that it did not repair because they are still being written."""
 
     @property
     def clean(self) -> bool:
@@ -54,6 +67,8 @@ class Report:
         """The report for machines."""
         return {
             "clean": self.clean,
+            "repaired": self.repaired,
+            "unsettled": self.unsettled,
             "checks": [
                 {
                     "law": check.law,

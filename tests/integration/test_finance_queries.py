@@ -42,6 +42,7 @@ ROWS: list[list[Any]] = [
     ["rejected", "malformed_json", "", "", "", "", datetime(1970, 1, 1, tzinfo=UTC), 0, 0, 0, 0, 0, 0, 0],
     ["rejected", "malformed_json", "", "", "", "", datetime(1970, 1, 1, tzinfo=UTC), 0, 0, 0, 0, 0, 0, 0],
 ]
+ALL = {"tenant": "", "since": datetime(1970, 1, 1, tzinfo=UTC), "until": datetime(2100, 1, 1, tzinfo=UTC)}
 NOVEMBER = {"start": date(2026, 11, 1), "end": date(2026, 12, 1)}
 
 
@@ -136,11 +137,13 @@ def test_rejected_messages_are_counted_by_reason(warehouse: Client) -> None:
 
 
 def test_the_laws_hold_and_a_row_that_went_round_the_rollup_is_named(warehouse: Client) -> None:
-    assert ask(warehouse, "reconcile_hourly") == ask(warehouse, "reconcile_daily") == []
-    assert ask(warehouse, "reconcile_offsets") == [("log", 0, len(ROWS), len(ROWS), 0, len(ROWS) - 1)]
+    assert ask(warehouse, "reconcile_hourly", **ALL) == ask(warehouse, "reconcile_daily", **ALL) == []
+    assert ask(warehouse, "reconcile_offsets", **ALL) == [("log", 0, len(ROWS), len(ROWS), 0, len(ROWS) - 1)]
     warehouse.command(
         "INSERT INTO usage_hourly (hour, tenant, currency, events, metered_pico) "
         "VALUES ('2026-11-02 00:00:00', 'acme', 'USD', 1, 7)"
     )
-    assert ask(warehouse, "reconcile_hourly") == [("acme", at("11-02T00:00"), "USD", -1, 0, -7, 0)]
-    assert ask(warehouse, "reconcile_daily") == []
+    (drift,) = warehouse.query(query("reconcile_hourly"), parameters=ALL, tz_mode="aware").named_results()
+    assert (drift["hour"], drift["tenant"], drift["currency"]) == (at("11-02T00:00"), "acme", "USD")
+    assert (drift["events"], drift["list_pico"], drift["metered_pico"], drift["output"]) == (-1, 0, -7, 0)
+    assert ask(warehouse, "reconcile_daily", **ALL) == []

@@ -166,7 +166,8 @@ class Bench:
 
     def ask(self, name: str) -> list[tuple[int, ...]]:
         """The rows that a named query answers."""
-        return [tuple(row) for row in self.client.query(query(name)).result_rows]
+        everything = {"tenant": "", "since": "1970-01-01 00:00:00", "until": "2100-01-01 00:00:00"}
+        return [tuple(row) for row in self.client.query(query(name), parameters=everything).result_rows]
 
     def _logs(self) -> str:
         return "\n".join(worker.child.log_tail(15) for worker in self.workers)

@@ -1,25 +1,35 @@
 """Reconciliation finds what is wrong, by name: each law holds on good rows and fails on a planted fault."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from clickhouse_connect.driver.client import Client
+from msgspec.structs import force_setattr
 
 from taximeter.reconcile.findings import Check, Report
+from taximeter.reconcile.rollups import check_rollups
+from taximeter.reconcile.scope import Pace, Scope
 from taximeter.reconcile.warehouse import (
+    await_meter,
     check_conservation,
     check_identities,
     check_offsets,
-    check_rollups,
     check_sequences,
 )
 from taximeter_sql import connect, migrate
 from taximeter_streams.meter.columns import build_columns
 from taximeter_streams.meter.warehouse import Warehouse
 from tests.face_process import FaceProcess
-from tests.metered_rows import folded, rated, refused
+from tests.metered_rows import DAY, folded, rated, refused
 
 LOG = "log"
+ALL = Scope()
+BRISK = Pace(looks=2, pause_seconds=0.01, settle_seconds=0.01, behind_seconds_max=0.1)
+
+
+def quiet(_line: str) -> None:
+    """Progress that nobody looks at."""
 
 
 @pytest.fixture
@@ -37,34 +47,60 @@ def client(clickhouse: FaceProcess, unique_database: str) -> Iterator[Client]:
 
 
 def details(check: Check) -> list[str]:
-    return [f"{found.subject}: {found.detail}" for found in check.findings]
+    return [str(found) for found in check.findings]
+
+
+def rollup_findings(client: Client, scope: Scope = ALL) -> list[str]:
+    checks, _drifts = check_rollups(client, scope, BRISK, quiet)
+    return [text for check in checks for text in details(check)]
 
 
 def test_every_law_holds_on_good_rows_and_the_counts_add_up(client: Client) -> None:
-    conservation, tenants = check_conservation(client)
-    checks = [check_offsets(client, {0: 6}, LOG), check_identities(client), check_sequences(client), conservation]
-    report = Report([*checks, *check_rollups(client)], tenants)
+    conservation, tenants = check_conservation(client, ALL)
+    offsets, gaps = check_offsets(client, ALL, {0: 6}, LOG), check_sequences(client, ALL, BRISK, quiet)
+    rollups, drifts = check_rollups(client, ALL, BRISK, quiet)
+    report = Report([offsets, gaps, check_identities(client, ALL), conservation, *rollups], tenants)
     assert report.clean, report.to_json()
+    assert drifts == []
     (acme,) = tenants
     assert (acme.produced, acme.rated, acme.duplicate, acme.rejected) == (6, 4, 1, 1)
 
 
 def test_a_lost_message_and_a_log_that_is_ahead_are_named(client: Client) -> None:
     Warehouse(client, LOG).insert(build_columns(folded([rated(8)]), LOG, 0))
-    assert details(check_offsets(client, {0: 11, 1: 2}, LOG)) == [
-        "log log, partition 0: 2 offsets between 0 and 8 are missing",
+    await_meter(client, {0: 11}, LOG, BRISK, quiet)  # it gives up after a while
+    assert details(check_offsets(client, ALL, {0: 11, 1: 2}, LOG)) == [
+        "log log, partition 0 misses offsets 6 to 7",
         "partition 0: the log ends at 11, the warehouse at 9",
         "partition 1: the log ends at 2, the warehouse at 0",
     ]
-    assert details(check_sequences(client)) == ["producer w: misses 6 to 7"]
+    check = check_sequences(client, ALL, BRISK, quiet)
+    assert details(check) == ["producer w misses 6 to 7"]
+    assert [found.touches for found in check.findings] == [("acme",)]
+
+
+def test_a_number_that_came_before_the_moment_looked_at_is_no_gap(client: Client) -> None:
+    late = DAY + timedelta(days=2)
+    Warehouse(client, LOG).insert(build_columns(folded([rated(6)]), LOG, 0))
+    rows = [rated(offset, arrived_at=late) for offset in (9, 10)]
+    for row, number in zip(rows, (5, 7), strict=True):  # between them lies 6, which overtook them
+        assert row.event is not None and row.event.data.worker is not None
+        force_setattr(row.event.data.worker, "sequence", number)
+    Warehouse(client, LOG).insert(build_columns(folded(rows), LOG, 0))
+    since = Scope(since=late - timedelta(hours=1))
+    assert details(check_sequences(client, since, BRISK, quiet)) == []
+    Warehouse(client, LOG).insert(build_columns(folded([rated(12, arrived_at=late)]), LOG, 0))
+    assert details(check_sequences(client, since, BRISK, quiet)) == ["producer w misses 8 to 11"]
 
 
 def test_a_message_stored_twice_is_named_as_offset_and_as_identity(client: Client) -> None:
     Warehouse(client, LOG).insert(build_columns(folded([rated(3), rated(6)]), LOG, 0))
-    assert details(check_offsets(client, {0: 7}, LOG)) == [
+    assert details(check_offsets(client, ALL, {0: 7}, LOG)) == [
         "log log, partition 0: 1 offsets are stored more than once",
     ]
-    assert details(check_identities(client)) == ["svc e3: counted 2 times"]
+    assert details(check_identities(client, ALL)) == ["svc e3: counted 2 times"]
+    assert details(check_identities(client, Scope(tenant="globex"))) == []
+    assert details(check_identities(client, Scope(since=datetime.now(UTC) + timedelta(days=400)))) == []
 
 
 @pytest.mark.parametrize("rollup", ["hourly", "daily"])
@@ -73,13 +109,25 @@ def test_a_rollup_that_drifted_by_one_pico_is_named(client: Client, rollup: str)
     client.command(
         f"INSERT INTO usage_{rollup} (tenant, {bucket}, currency, metered_pico) VALUES ('acme', {value}, 'USD', 1)"
     )
-    failed = [check for check in check_rollups(client) if not check.holds]
-    assert len(failed) == 1
-    assert rollup in failed[0].compared
-    assert "+0 events, -1 pico metered, 0 tokens off" in details(failed[0])[0]
+    label = "2026-11-24 00:00" if rollup == "hourly" else "2026-11-24"
+    assert rollup_findings(client) == [
+        f"acme, {label} (USD): +0 events, -1 pico metered, 0 tokens off (raw less rollup)"
+    ]
+    assert rollup_findings(client, Scope(tenant="globex")) == []
+    assert rollup_findings(client, Scope(since=DAY + timedelta(days=1))) == []
+    assert len(rollup_findings(client, Scope(tenant="acme", since=DAY + timedelta(minutes=30)))) == 1
 
 
-def test_a_count_that_the_rollup_lacks_breaks_conservation(client: Client) -> None:
+def test_usage_that_moved_to_another_feature_is_named_though_the_sums_agree(client: Client) -> None:
+    moved = "INSERT INTO usage_hourly (tenant, hour, feature, currency, events) VALUES "
+    client.command(
+        moved + "('acme', '2026-11-24 00:00:00', 'a', 'USD', 1), ('acme', '2026-11-24 00:00:00', 'b', 'USD', -1)"
+    )
+    assert rollup_findings(client) == [
+        "acme, 2026-11-24 00:00 (USD): +0 events, +0 pico metered, 0 tokens off in 2 keys (raw less rollup)"
+    ]
+
+
+def test_a_count_that_the_rollup_lacks_is_named(client: Client) -> None:
     client.command("INSERT INTO usage_counts_hourly VALUES ('2026-11-24 00:00:00', 'acme', 'rated', '', 2)")
-    conservation, _tenants = check_conservation(client)
-    assert details(conservation) == ["acme, 2026-11-24 00:00: 6 rows, the rollup says 8"]
+    assert rollup_findings(client) == ["acme, 2026-11-24 00:00 (rated): -2 messages (raw less rollup)"]

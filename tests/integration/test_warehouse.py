@@ -20,6 +20,7 @@ TABLES = {
     "usage_hourly": "SummingMergeTree",
     "usage_daily": "SummingMergeTree",
     "usage_counts_hourly": "SummingMergeTree",
+    "rollup_repairs": "MergeTree",
     "usage_hourly_feed": "MaterializedView",
     "usage_daily_feed": "MaterializedView",
     "usage_counts_hourly_feed": "MaterializedView",
@@ -109,7 +110,8 @@ def test_a_rollup_that_a_crash_cut_off_is_repaired_by_the_stored_batch(migrated:
     assert number(migrated, "SELECT count() FROM usage_log") == 10
     for rollup in ("usage_hourly", "usage_daily"):
         assert number(migrated, f"SELECT sum(events) FROM {rollup}") == 10, rollup
-    assert migrated.query(query("reconcile_hourly")).result_rows == []
+    everything = {"tenant": "", "since": "1970-01-01 00:00:00", "until": "2100-01-01 00:00:00"}
+    assert migrated.query(query("reconcile_hourly"), parameters=everything).result_rows == []
 
 
 def test_a_stored_batch_reads_back_as_it_was_inserted(migrated: Client) -> None:
