@@ -1,6 +1,4 @@
-"""The HTTP face of ingest: POST /v1/events, health, readiness and metrics."""
-
-from hmac import compare_digest
+"""The HTTP face of ingest: POST /v1/events, health, readiness and metrics; POST /v1/traces is in `otlp`."""
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -9,6 +7,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from taximeter_producers.errors import ProducerClosedError, SpoolError, SpoolFullError
 from taximeter_producers.ingest.bodies import BodyError, raw_events
 from taximeter_producers.ingest.intake import Intake, Result, status_of
+from taximeter_producers.ingest.otlp import add_otlp
+from taximeter_producers.ingest.requests import authorize, read_body
 from taximeter_producers.ingest.settings import IngestSettings
 from taximeter_producers.producer import UsageProducer
 
@@ -26,8 +26,8 @@ def build_app(settings: IngestSettings, producer: UsageProducer) -> FastAPI:
 
     @app.post("/v1/events")
     async def post_events(request: Request) -> Response:
-        _authorize(request, settings)
-        body = await _read(request, settings.ingest_body_bytes_max)
+        authorize(request, settings)
+        body = await read_body(request, settings.ingest_body_bytes_max)
         events, many = raw_events(body, dict(request.headers))
         if not many and len(body) > settings.ingest_event_bytes_max:
             raise BodyError(413, "event_too_large", f"an event has at most {settings.ingest_event_bytes_max} bytes")
@@ -53,6 +53,7 @@ def build_app(settings: IngestSettings, producer: UsageProducer) -> FastAPI:
     async def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
+    add_otlp(app, settings, intake, registry)
     _name_errors(app)
     return app
 
@@ -60,26 +61,6 @@ def build_app(settings: IngestSettings, producer: UsageProducer) -> FastAPI:
 def _answer(results: list[Result]) -> Response:
     content = {"results": [result.model_dump(mode="json", exclude_none=True) for result in results]}
     return JSONResponse(content, status_of(results))
-
-
-def _authorize(request: Request, settings: IngestSettings) -> None:
-    token = settings.ingest_token.get_secret_value() if settings.ingest_token else ""
-    if not token:
-        return
-    expected = f"Bearer {token}"
-    given = request.headers.get("authorization", "")
-    if not compare_digest(given.encode(), expected.encode()):
-        raise BodyError(401, "unauthorized", "send Authorization: Bearer with the ingest token")
-
-
-async def _read(request: Request, bytes_max: int) -> bytes:
-    """The body, read no further than its limit, whatever Content-Length says."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > bytes_max:
-            raise BodyError(413, "body_too_large", f"a body has at most {bytes_max} bytes; send smaller batches")
-    return bytes(body)
 
 
 def _name_errors(app: FastAPI) -> None:
