@@ -13,6 +13,7 @@ from typing import Literal
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from taximeter_billing import parking
 from taximeter_billing.book import InvoiceRow, ParkedRow, SeriesRow
 from taximeter_billing.declarations.applying import current
 from taximeter_billing.domain.invoice import Inputs, Invoice, build_invoice
@@ -110,7 +111,7 @@ def finalize_period(book: Engine, label: str, series: str, now: datetime, only: 
         if counter is None:
             counter = SeriesRow(name=series, last=0)
             session.add(counter)
-        parked = {row.tenant for row in session.scalars(select(ParkedRow).where(ParkedRow.period == label))}
+        parked = {row.tenant for row in session.scalars(select(ParkedRow).where(parking.concerns(label)))}
         drafts = (
             select(InvoiceRow)
             .where(InvoiceRow.period == label, InvoiceRow.status == "draft")
@@ -148,7 +149,7 @@ def list_parked(book: Engine, period: str | None = None) -> list[ParkedRow]:
     """Tenants whose period is parked, and why."""
     statement = select(ParkedRow).order_by(ParkedRow.period, ParkedRow.tenant)
     with Session(book, expire_on_commit=False) as session:
-        return list(session.scalars(statement if period is None else statement.where(ParkedRow.period == period)))
+        return list(session.scalars(statement if period is None else statement.where(parking.concerns(period))))
 
 
 def _declared(session: Session) -> _Declared:
@@ -203,6 +204,9 @@ def _close_group(
         return
     for tenant in wanted:
         period = periods[tenant.id]
+        if (held := parking.held(book, tenant.id)) is not None:
+            closed.parked[tenant.id] = held
+            continue
         if (reason := _obstacle(reader, tenant, period)) is not None:
             closed.parked[tenant.id] = _park(book, tenant.id, label, reason, now)
             continue

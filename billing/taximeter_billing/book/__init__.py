@@ -4,7 +4,10 @@ from taximeter_billing.book.engine import open_book, upgrade
 from taximeter_billing.book.tables import (
     ApiKeyRow,
     AuditRow,
+    CreditEntryRow,
+    CreditNoteRow,
     DeclaredRow,
+    FindingRow,
     InvoiceRow,
     OutboxRow,
     ParkedRow,
@@ -16,7 +19,10 @@ from taximeter_billing.book.tables import (
 __all__ = [
     "ApiKeyRow",
     "AuditRow",
+    "CreditEntryRow",
+    "CreditNoteRow",
     "DeclaredRow",
+    "FindingRow",
     "InvoiceRow",
     "OutboxRow",
     "ParkedRow",

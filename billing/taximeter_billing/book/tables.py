@@ -108,10 +108,16 @@ class SeriesRow(Base):
 
 
 class InvoiceRow(Base):
-    """An invoice: one for each tenant and period. `document` is its canonical JSON; a finalized one never changes."""
+    """An invoice: one for each tenant and period, and one more (a revision) for each that was voided.
+
+    `document` is its canonical JSON; a finalized one never changes, and a voided one keeps its number.
+    """
 
     __tablename__ = "invoices"
-    __table_args__ = (UniqueConstraint("tenant", "period"), UniqueConstraint("number"))
+    __table_args__ = (
+        UniqueConstraint("tenant", "period", "revision", name="uq_invoices_tenant_period_revision"),
+        UniqueConstraint("number", name="uq_invoices_number"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     tenant: Mapped[str] = mapped_column(String(128), index=True)
@@ -126,9 +132,57 @@ class InvoiceRow(Base):
     document: Mapped[str] = mapped_column(Text)
     document_sha256: Mapped[str] = mapped_column(String(64))
     drafted_at: Mapped[datetime]
+    revision: Mapped[int] = mapped_column(Integer, default=1)
+    adjustments_pico: Mapped[int] = mapped_column(Pico, default=0)
+    inputs_sha256: Mapped[str] = mapped_column(String(64), default="")
+    reviewed_at: Mapped[datetime | None]
+    reviewed_by: Mapped[str | None] = mapped_column(String(200))
+    voided_at: Mapped[datetime | None]
+    void_reason: Mapped[str | None] = mapped_column(Text)
     finalized_at: Mapped[datetime | None]
     stripe_invoice_id: Mapped[str | None] = mapped_column(String(64))
     stripe_status: Mapped[str | None] = mapped_column(String(32))
+
+
+class CreditNoteRow(Base):
+    """A sum given back on a finalized invoice. A draft until the period it was found in is finalized; then it has a number."""
+
+    __tablename__ = "credit_notes"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[str | None] = mapped_column(String(40), unique=True)
+    status: Mapped[str] = mapped_column(String(16))
+    tenant: Mapped[str] = mapped_column(String(128), index=True)
+    period: Mapped[str] = mapped_column(String(16), index=True)
+    invoice: Mapped[str] = mapped_column(String(40), index=True)
+    reason: Mapped[str] = mapped_column(Text)
+    currency: Mapped[str] = mapped_column(String(3))
+    net_pico: Mapped[int] = mapped_column(Pico)
+    total_minor: Mapped[int] = mapped_column(Pico)
+    document: Mapped[str] = mapped_column(Text)
+    document_sha256: Mapped[str] = mapped_column(String(64))
+    drafted_at: Mapped[datetime]
+    issued_at: Mapped[datetime | None]
+    stripe_credit_note_id: Mapped[str | None] = mapped_column(String(64))
+
+
+class CreditEntryRow(Base):
+    """One entry of the credit ledger. Entries are only ever added, and those of one transaction sum to zero.
+
+    Accounts: "grant:ID" (what is left of a grant), "source:KIND" (where granted sums come from), "invoice:NUMBER" (what was
+    paid), "expired".
+    """
+
+    __tablename__ = "credit_ledger"
+    __table_args__ = (UniqueConstraint("transaction", "account", name="uq_credit_ledger_transaction_account"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    transaction: Mapped[str] = mapped_column(String(200))
+    at: Mapped[datetime]
+    tenant: Mapped[str] = mapped_column(String(128), index=True)
+    currency: Mapped[str] = mapped_column(String(3))
+    account: Mapped[str] = mapped_column(String(200), index=True)
+    amount_pico: Mapped[int] = mapped_column(Pico)
 
 
 class ParkedRow(Base):
@@ -140,6 +194,21 @@ class ParkedRow(Base):
     period: Mapped[str] = mapped_column(String(16), primary_key=True)
     reason: Mapped[str] = mapped_column(Text)
     parked_at: Mapped[datetime]
+
+
+class FindingRow(Base):
+    """What reconciliation found about a tenant. While one stands that nobody waived, the tenant is parked."""
+
+    __tablename__ = "reconcile_findings"
+
+    tenant: Mapped[str] = mapped_column(String(128), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    finding: Mapped[str] = mapped_column(Text)
+    found_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+    waived_at: Mapped[datetime | None]
+    waived_by: Mapped[str | None] = mapped_column(String(200))
+    waived_because: Mapped[str | None] = mapped_column(Text)
 
 
 class StripeEventRow(Base):
