@@ -154,15 +154,21 @@ class AlertKind(StrEnum):
 
     SOFT_THRESHOLD = "soft_threshold"
     HARD_LIMIT = "hard_limit"
+    FORECAST = "forecast"
+    SPEND_SPIKE = "spend_spike"
 
 
 class BudgetAlert(Message):
-    """Topic budget.alerts.v1, key tenant. The id is derived from budget, period and threshold: one alert, once."""
+    """Topic budget.alerts.v1, key tenant. The id is derived from budget, period and threshold: one alert, once.
+
+    A forecast says when the limit is reached at this rate (`expected_at`). A spend spike is of a whole tenant and a day of its
+    calendar, and of no budget: `limit_pico` is the level from which a day stands out, `usual_pico` the median day.
+    """
 
     id: str
     kind: AlertKind
     tenant: Tag
-    budget_id: Tag
+    budget_id: Tag | None = None
     feature: Tag | None = None
     model: Tag | None = None
     period: str
@@ -172,3 +178,5 @@ class BudgetAlert(Message):
     spent_pico: int
     currency: Currency
     raised_at: AwareDatetime
+    expected_at: AwareDatetime | None = None
+    usual_pico: AmountPico | None = None

@@ -1,5 +1,6 @@
 """What a webhook says: a budget alert as JSON for programs, with one sentence for people. Pure."""
 
+from datetime import UTC
 from decimal import Decimal
 
 from taximeter_schemas.budgets import AlertKind, BudgetAlert
@@ -10,23 +11,24 @@ _PERIODS = {7: "monthly", 10: "daily"}
 
 
 def event_type(alert: BudgetAlert) -> str:
-    """The type in the payload: `budget.soft_threshold` or `budget.hard_limit`."""
+    """The type in the payload: `budget.soft_threshold`, `budget.hard_limit`, `budget.forecast` or `budget.spend_spike`."""
     return f"budget.{alert.kind.value}"
 
 
 def sentence(alert: BudgetAlert) -> str:
-    """ "acme has spent 80% of its monthly budget of 50.00 USD (40.10 USD, 2026-11)"."""
-    places = currency_exponent(alert.currency)
-    spent, limit = (
-        format_pico(amount_pico, alert.currency, _places(amount_pico, places))
-        for amount_pico in (alert.spent_pico, alert.limit_pico)
-    )
+    """ "acme has spent 80% of its monthly budget of 50.00 USD (40.10 USD spent, 2026-11)"."""
+    spent, limit = _money(alert.spent_pico, alert), _money(alert.limit_pico, alert)
+    if alert.kind is AlertKind.SPEND_SPIKE:
+        usual = _money(alert.usual_pico or 0, alert)
+        return f"{alert.tenant} has spent {spent} on {alert.period}; on a usual day it spends {usual}"
     scope = "".join(
         f" for {name} {value}" for name, value in (("feature", alert.feature), ("model", alert.model)) if value
     )
     budget = f"{_PERIODS.get(len(alert.period), 'hourly')} budget{scope} of {limit}"
     if alert.kind is AlertKind.HARD_LIMIT:
         return f"{alert.tenant} has reached the limit of its {budget} ({spent} spent, {alert.period}); requests are refused"
+    if alert.kind is AlertKind.FORECAST:
+        return f"at this rate {alert.tenant} reaches the limit of its {budget} on {_day(alert)} ({spent} spent, {alert.period})"
     return f"{alert.tenant} has spent {_percent(alert.threshold_bps)} of its {budget} ({spent} spent, {alert.period})"
 
 
@@ -47,3 +49,20 @@ def _percent(threshold_bps: int) -> str:
 def _places(amount_pico: int, places: int) -> int | None:
     """Cents where there are some; a sum below a cent is written out instead of as zero."""
     return None if 0 < abs(amount_pico) < 10 ** (12 - places) else places
+
+
+def _money(amount_pico: int, alert: BudgetAlert) -> str:
+    return format_pico(amount_pico, alert.currency, _places(amount_pico, currency_exponent(alert.currency)))
+
+
+def _day(alert: BudgetAlert) -> str:
+    """The 19th, or 14:05 where the period is a day; in UTC."""
+    expected = (alert.expected_at or alert.period_end).astimezone(UTC)
+    if len(alert.period) == len("2026-11-24"):
+        return f"{expected:%Y-%m-%d at %H:%M} UTC"
+    return f"the {_ordinal(expected.day)}"
+
+
+def _ordinal(day: int) -> str:
+    ending = "th" if 11 <= day <= 13 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
+    return f"{day}{ending}"

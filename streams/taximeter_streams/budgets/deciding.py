@@ -10,8 +10,10 @@ from taximeter_schemas.budgets import Budget, BudgetAlert, LeaseClose, LeaseGran
 from taximeter_schemas.control_snapshot import ControlSnapshot
 from taximeter_schemas.spend import SpendRecord
 from taximeter_streams.budgets import ledger, roots
+from taximeter_streams.budgets.forecast import watch_pace
 from taximeter_streams.budgets.ledger import LeaseTerms, Rules
 from taximeter_streams.budgets.roots import RootBucket
+from taximeter_streams.budgets.spikes import watch_days
 from taximeter_streams.budgets.state import TenantLedger
 
 _LEASE_MESSAGE: TypeAdapter[LeaseRequest | LeaseGrant | LeaseClose] = TypeAdapter(LeaseMessage)
@@ -68,10 +70,12 @@ class Decider:
             return Decision(state, "without_budget")
         if ledger.was_seen(state, record):
             return Decision(state, "replayed")
-        changed, alerts = ledger.post(state, rules, record, now)
+        posted, alerts = ledger.post(state, rules, record, now)
+        paced, forecasts = watch_pace(posted, rules, record, now)
+        changed, spikes = watch_days(paced, record, rules.time_zone, now)
         foreign = sorted({budget.id for budget in rules.budgets if budget.currency != record.currency})
         problem = f"spend in {record.currency} does not count against {', '.join(foreign)}" if foreign else None
-        return Decision(changed, "posted", tuple(alerts), problem=problem)
+        return Decision(changed, "posted", (*alerts, *forecasts, *spikes), problem=problem)
 
     def on_lease(
         self, state: TenantLedger, payload: bytes, now: datetime, load: LoadBucket = lambda key: None

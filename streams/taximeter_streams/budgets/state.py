@@ -27,6 +27,8 @@ class Posting(Message):
     ends_at: AwareDatetime
     keep_until: AwareDatetime
     alerted: tuple[str, ...] = ()
+    recent_pico: dict[int, int] = Field(default_factory=dict)
+    """Spend by the latest spans of time, for forecasts: number of the span (since 1970) to pico-units."""
     short_pico: int = 0
     """What the last request needed that did not get it; a hard budget with less than that left is at its limit."""
 
@@ -69,6 +71,13 @@ class Lease(Message):
         return self.is_open(now) or any(self.outstanding_pico(budget_id, now) for budget_id in self.granted_pico)
 
 
+class SpendHistory(Message):
+    """A tenant's spend by day of its calendar, in one currency, and the day since which it has been in a spike."""
+
+    by_day_pico: dict[str, int] = Field(default_factory=dict)
+    spiking_since: str | None = None
+
+
 class TenantLedger(Message):
     """One tenant's state. `seen` holds, for each life of the log and partition of usage events, the last offset posted."""
 
@@ -76,6 +85,8 @@ class TenantLedger(Message):
     postings: dict[str, dict[str, Posting]] = Field(default_factory=dict)
     leases: dict[str, Lease] = Field(default_factory=dict)
     seen: dict[str, dict[int, int]] = Field(default_factory=dict)
+    history: dict[str, SpendHistory] = Field(default_factory=dict)
+    """By currency."""
 
     def spent_pico(self, budget_id: str, period: str) -> int:
         """Spend posted to that budget in the period of that label."""

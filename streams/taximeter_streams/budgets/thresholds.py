@@ -32,12 +32,12 @@ def raise_alerts(budget: Budget, period: str, posting: Posting, now: datetime) -
     due = [
         (threshold_bps, kind)
         for threshold_bps, kind in watched(budget)
-        if _due(budget, posting, threshold_bps, kind) and _mark(kind, threshold_bps) not in posting.alerted
+        if _due(budget, posting, threshold_bps, kind) and mark(kind, threshold_bps) not in posting.alerted
     ]
     if not due:
         return posting, []
-    marks = (_mark(kind, threshold_bps) for threshold_bps, kind in due)
-    alerts = [_alert(budget, period, posting, threshold, now) for threshold in due]
+    marks = (mark(kind, threshold_bps) for threshold_bps, kind in due)
+    alerts = [alert_of(budget, period, posting, threshold, now) for threshold in due]
     return posting.model_copy(update={"alerted": (*posting.alerted, *marks)}), alerts
 
 
@@ -46,13 +46,15 @@ def _due(budget: Budget, posting: Posting, threshold_bps: int, kind: AlertKind) 
     return (at_limit and kind is AlertKind.HARD_LIMIT) or reached(budget, posting.spent_pico, threshold_bps)
 
 
-def _mark(kind: AlertKind, threshold_bps: int) -> str:
+def mark(kind: AlertKind, threshold_bps: int) -> str:
+    """How a posting remembers that it was told."""
     return f"{kind}/{threshold_bps}"
 
 
-def _alert(
+def alert_of(
     budget: Budget, period: str, posting: Posting, threshold: tuple[int, AlertKind], now: datetime
 ) -> BudgetAlert:
+    """The alert of that threshold and kind."""
     threshold_bps, kind = threshold
     return BudgetAlert(
         id=alert_id(budget.id, period, threshold_bps, kind),

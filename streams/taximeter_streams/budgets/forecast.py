@@ -1,0 +1,118 @@
+"""When a budget's limit is reached at this rate: "on the 19th", told once a period and only when the pace holds. Pure.
+
+The formula is the straight line of earned value management (PMBOK Guide, estimate at completion with the budget spent as it
+was so far): time left = (limit - spent) / rate. The rate is the lower of two, the period's so far and that of its latest
+eight spans, as in the multiwindow burn-rate alerts of the Site Reliability Workbook (Google, 2018, chapter 5): a burst that is
+over does not alarm, nor does an hour of work in a quiet month. All of it is arithmetic on whole numbers.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from taximeter_schemas.budgets import AlertKind, Budget, BudgetAlert
+from taximeter_schemas.periods import PeriodKind
+from taximeter_schemas.spend import SpendRecord
+from taximeter_streams.budgets.ledger import Rules
+from taximeter_streams.budgets.state import Posting, TenantLedger
+from taximeter_streams.budgets.thresholds import FULL_BPS, alert_of, mark
+
+SPAN = {PeriodKind.DAY: timedelta(minutes=15), PeriodKind.MONTH: timedelta(hours=6)}
+"""The spans that recent spend is kept by. An hour is over before a forecast is of use."""
+RECENT_SPANS = 8
+"""The second window: two hours of a day, two days of a month."""
+ELAPSED_LEAST_BPS = 1_000
+"""Nothing is forecast before a tenth of the period has gone by."""
+MARGIN_BPS = 10_500
+"""The period's forecast must pass the limit by 5%, so that a pace which just fits does not alarm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """When the limit is reached, and what the period costs, if spend goes on at this rate."""
+
+    reached_at: datetime
+    total_pico: int
+
+
+def forecast(
+    limit_pico: int, posting: Posting, kind: PeriodKind, now: datetime, margin_bps: int = MARGIN_BPS
+) -> Forecast | None:
+    """What is to be expected of a budget that has not reached its limit; None where the limit lasts or it is too early."""
+    span = SPAN.get(kind)
+    elapsed, whole = now - posting.starts_at, posting.ends_at - posting.starts_at
+    spent = posting.spent_pico
+    early = elapsed * FULL_BPS < whole * ELAPSED_LEAST_BPS
+    if span is None or early or now >= posting.ends_at or not 0 < spent < limit_pico:
+        return None
+    newest = _number(now, span)
+    window_from = max(posting.starts_at, _start(newest - RECENT_SPANS + 1, span))
+    recent = sum(amount for number, amount in posting.recent_pico.items() if newest - RECENT_SPANS < number <= newest)
+    # Rates as amount over microseconds; the lower one by cross-multiplication, for a quotient would be rounded.
+    amount, duration = spent, _microseconds(elapsed)
+    window = max(1, _microseconds(now - window_from))
+    if recent * duration < amount * window:
+        amount, duration = recent, window
+    if amount <= 0:
+        return None
+    total_pico = spent + amount * _microseconds(posting.ends_at - now) // duration
+    if total_pico * FULL_BPS < limit_pico * margin_bps:
+        return None
+    left = timedelta(microseconds=(limit_pico - spent) * duration // amount)
+    return Forecast((now + left).replace(microsecond=0), total_pico)
+
+
+def watch_pace(
+    state: TenantLedger, rules: Rules, record: SpendRecord, now: datetime
+) -> tuple[TenantLedger, list[BudgetAlert]]:
+    """Take a record that was just posted into the recent spend of its budgets, and tell of limits that will be reached.
+
+    A forecast is told once a period and budget, and not after the last warning: who knows that 95% are spent needs none.
+    """
+    postings = dict(state.postings)
+    alerts: list[BudgetAlert] = []
+    for budget in rules.budgets:
+        label = rules.period(budget, now).label
+        posting = postings.get(budget.id, {}).get(label)
+        if posting is None or budget.period not in SPAN or budget.currency != record.currency:
+            continue
+        posting = _with_recent(posting, budget, record, now)
+        told = mark(AlertKind.FORECAST, FULL_BPS)
+        late = told in posting.alerted or _is_warned(budget, posting)
+        found = None if late else forecast(budget.limit_pico, posting, budget.period, now)
+        if found is not None:
+            posting = posting.model_copy(update={"alerted": (*posting.alerted, told)})
+            raised = alert_of(budget, label, posting, (FULL_BPS, AlertKind.FORECAST), now)
+            alerts.append(raised.model_copy(update={"expected_at": found.reached_at}))
+        postings[budget.id] = {**postings[budget.id], label: posting}
+    return state.model_copy(update={"postings": postings}), alerts
+
+
+def _is_warned(budget: Budget, posting: Posting) -> bool:
+    """Whether the last soft threshold short of the limit was told."""
+    soft = [threshold_bps for threshold_bps in budget.soft_thresholds_bps if threshold_bps < FULL_BPS]
+    return bool(soft) and mark(AlertKind.SOFT_THRESHOLD, max(soft)) in posting.alerted
+
+
+def _with_recent(posting: Posting, budget: Budget, record: SpendRecord, now: datetime) -> Posting:
+    span = SPAN[budget.period]
+    recent = dict(posting.recent_pico)
+    for entry in record.entries:
+        slot = datetime.fromtimestamp(entry.slot_start, UTC)
+        if budget.covers(entry.feature, entry.model, entry.api_key) and posting.starts_at <= slot < posting.ends_at:
+            number = _number(slot, span)
+            recent[number] = recent.get(number, 0) + entry.amount_pico
+    oldest = _number(now, span) - RECENT_SPANS
+    kept = {number: amount for number, amount in sorted(recent.items()) if number > oldest}
+    return posting.model_copy(update={"recent_pico": kept})
+
+
+def _number(moment: datetime, span: timedelta) -> int:
+    return int(moment.timestamp()) // int(span.total_seconds())
+
+
+def _start(number: int, span: timedelta) -> datetime:
+    return datetime.fromtimestamp(number * int(span.total_seconds()), UTC)
+
+
+def _microseconds(duration: timedelta) -> int:
+    return duration // timedelta(microseconds=1)
