@@ -18,6 +18,10 @@ class ControlKind(StrEnum):
     CACHE_POOL = "cache_pool"
     CACHE_POLICY = "cache_policy"
     ALERT_ENDPOINT = "alert_endpoint"
+    PLAN = "plan"
+    CONTRACT = "contract"
+    CREDIT_GRANT = "credit_grant"
+    COST_CARD = "cost_card"
 
 
 class ControlRecord(Message):

@@ -48,6 +48,8 @@ class ControlSnapshot:
                 return replace(self, rate_cards=self._rate_cards_with(key, body))
             case ControlKind.BUDGET:
                 return self._with_budget(key, Budget.model_validate(body) if body else None)
+            case ControlKind.PLAN | ControlKind.CONTRACT | ControlKind.CREDIT_GRANT | ControlKind.COST_CARD:
+                return self  # billing's own: what was agreed with a tenant is nobody else's business
 
     def card_for(self, tenant_id: str, moment: datetime) -> RateCard | None:
         """The version of the tenant's rate card that holds at that moment; None when there is none."""

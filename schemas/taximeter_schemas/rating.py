@@ -5,6 +5,7 @@ metered  the same with cache prices
 saving   list - metered (negative where a cache-write premium outweighs the reads)
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,8 @@ def rate_data(price: Price, card: RateCard, data: Any) -> Rated | Unrated:
     if isinstance(rated, Unrated):
         return rated
     try:
-        more = beside_tokens_pico(price, beside_tokens(price, data))
+        seconds = data.worker.gpu_seconds if data.worker else 0.0
+        more = beside_tokens_pico(price, beside_tokens(price, data.attributes or {}, seconds))
     except ValueError as error:
         return Unrated(str(error))
     return Rated(rated.list_pico + more, rated.metered_pico + more, rated.currency, rated.rate_card)
@@ -90,13 +92,11 @@ class BesideTokens:
     adapter_hours: int = 0
 
 
-def beside_tokens(price: Price, data: Any) -> BesideTokens:
-    """Read what the price asks for. Raises ValueError, whose text is the reason for not rating the event."""
-    attributes = data.attributes or {}
-    worker = data.worker
+def beside_tokens(price: Price, attributes: Mapping[str, str], gpu_seconds: float) -> BesideTokens:
+    """What the price asks for. Raises ValueError, whose text is the reason for not rating the event."""
     return BesideTokens(
         _whole(attributes, "search_units") if price.search_unit else 0,
-        gpu_microseconds(worker.gpu_seconds) if worker and price.gpu_microsecond else 0,
+        gpu_microseconds(gpu_seconds) if price.gpu_microsecond else 0,
         _whole(attributes, "adapter_hours") if price.adapter_hour else 0,
     )
 
@@ -115,7 +115,7 @@ def gpu_microseconds(gpu_seconds: float) -> int:
     return round(gpu_seconds * 1_000_000)
 
 
-def _whole(attributes: Any, name: str) -> int:
+def _whole(attributes: Mapping[str, str], name: str) -> int:
     text = attributes.get(name, "0")
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise ValueError(f"bad_{name}")
