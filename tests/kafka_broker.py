@@ -46,6 +46,8 @@ share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
 # A group's first member need not wait for others.
 group.initial.rebalance.delay.ms=0
+# A member that was killed need not be missed for long.
+group.min.session.timeout.ms=1000
 # After a kill the node may register again soon.
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
@@ -77,6 +79,11 @@ class ApacheKafka:
     def bootstrap_servers(self) -> str:
         """Where clients connect, as host:port; the same over all restarts."""
         return f"127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 before the start."""
+        return (self._child.pid or 0) if self._child else 0
 
     def start(self) -> None:
         """Start it, on what it held before if anything, and wait until it answers. Raises BrokerError."""

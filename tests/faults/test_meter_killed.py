@@ -1,0 +1,40 @@
+"""kill -9 of the meter at each step of its protocol, and at random: what was acknowledged stands once, everywhere."""
+
+from signal import SIGKILL
+
+from tests.faults.clickhouse_proxy import Place
+from tests.faults.yard import Yard
+
+
+def test_killed_within_an_insert(yard: Yard) -> None:
+    """Before it nothing is stored; half of it is nothing; after it, the index is not marked and no spend is sent."""
+    places = [*Place, *Place]
+    yard.random.shuffle(places)
+    meter = yard.meter()
+    with yard.load() as load:
+        for death, place in enumerate(places):
+            trap = yard.proxy.trap(place)
+            load.send_all([yard.events.event() for _ in range(250)])
+            trap.await_caught()
+            meter.kill()
+            trap.release()
+            if death == 2:
+                meter.lose_index()
+            meter.start()
+    yard.check()
+
+
+def test_killed_at_random_under_load_with_budgets(yard: Yard) -> None:
+    """Between any two steps, also soon after a start: now and then during recovery itself."""
+    yard.budgets()
+    meter = yard.meter()
+    with yard.load() as load:
+        for _death in range(8):
+            before = yard.rows()
+            load.send_all([yard.events.event() for _ in range(200)])
+            if yard.random.random() < 0.7:
+                yard.await_rows(before + 1 + yard.random.randrange(150))
+            meter.kill()
+            assert meter.child.exit_status == -SIGKILL
+            meter.start()
+    yard.check()
