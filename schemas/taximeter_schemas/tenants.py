@@ -1,11 +1,11 @@
 """Tenants and what belongs to them: API keys (as hashes), cache pools, and the endpoints that alerts are sent to."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from taximeter_schemas.events import Tag
+from taximeter_schemas.events import ServiceTier, Tag
 from taximeter_schemas.periods import zone
 
 Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
@@ -25,7 +25,10 @@ class TenantStatus(StrEnum):
 
 
 class Tenant(Declared):
-    """A customer: its currency, calendar, rate card, cache pool (its own by default) and cache-savings policy."""
+    """A customer: its currency, calendar, rate card, cache pool (its own by default) and cache-savings policy.
+
+    `service_tiers` are those that its plan lets its clients ask for.
+    """
 
     id: Tag
     name: str = ""
@@ -35,6 +38,7 @@ class Tenant(Declared):
     rate_card: Tag = "default"
     cache_pool: Tag | None = None
     cache_policy: Tag = "default"
+    service_tiers: tuple[ServiceTier, ...] = (ServiceTier.STANDARD,)
     status: TenantStatus = TenantStatus.ACTIVE
 
     @field_validator("time_zone")
@@ -65,11 +69,28 @@ class CachePool(Declared):
     tenants: tuple[Tag, ...] = ()
 
 
+class AlertFormat(StrEnum):
+    """What an endpoint is sent: Standard Webhooks, signed, or the message that Slack's incoming webhooks (and their likes) take."""
+
+    STANDARD = "standard"
+    SLACK = "slack"
+
+
 class AlertEndpoint(Declared):
-    """A webhook endpoint for budget alerts (Standard Webhooks). `tenant` None means the operator's: it gets all alerts."""
+    """A webhook endpoint for budget alerts. `tenant` None means the operator's: it gets all alerts.
+
+    A standard one needs the secret that it is signed with; Slack's address is itself the secret.
+    """
 
     id: Tag
     url: Annotated[str, Field(pattern=r"^https?://\S+$")]
-    secret: Annotated[str, Field(pattern=r"^whsec_[A-Za-z0-9+/=]{32,}$")]
+    secret: Annotated[str, Field(pattern=r"^whsec_[A-Za-z0-9+/=]{32,}$")] | None = None
     tenant: Tag | None = None
+    format: AlertFormat = AlertFormat.STANDARD
     disabled: bool = False
+
+    @model_validator(mode="after")
+    def _signed_unless_slack(self) -> Self:
+        if self.secret is None and self.format is AlertFormat.STANDARD:
+            raise ValueError("a standard endpoint needs a secret (whsec_...) to sign with")
+        return self

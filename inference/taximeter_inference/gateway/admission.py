@@ -13,10 +13,14 @@ from enum import StrEnum
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The hard budgets that cover a request, by id, in order: their leases are granted together."""
+    """The hard budgets that cover a request, by id, in order: their leases are granted together.
+
+    With a root request's id they are the caps on that one, which its keeper holds apart.
+    """
 
     tenant: str
     budgets: tuple[str, ...]
+    root_request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,8 @@ class _Lease:
     lasts_seconds: float
     usable_until: float
     used_at: float
+    overdue_at: float = float("inf")
+    retired: bool = False
     renewal_sent_at: float = float("-inf")
     reserved_pico: int = 0
     reservations: int = 0
@@ -85,7 +91,7 @@ class _Lease:
 
     @property
     def available_pico(self) -> int:
-        return max(0, self.granted_pico - self.reserved_pico - self.settled_pico)
+        return 0 if self.retired else max(0, self.granted_pico - self.reserved_pico - self.settled_pico)
 
 
 class Answer(StrEnum):
@@ -126,7 +132,7 @@ class Wallet:
         purse = self._purse(scope)
         purse.last_pico, purse.touched_at = amount_pico, now
         for lease in purse.leases:
-            if lease.available_pico >= amount_pico and now < lease.usable_until:
+            if lease.available_pico >= amount_pico and now < lease.usable_until and not lease.retired:
                 self._number += 1
                 reservation = Reservation(self._number, scope, lease.ask.lease_id, amount_pico)
                 lease.reserved_pico += amount_pico
@@ -161,20 +167,29 @@ class Wallet:
         purse.asked_at = purse.sent_at = now
         return purse.pending
 
-    def grant(self, lease_id: str, amounts_pico: Mapping[str, int], lasts_seconds: float, now: float) -> Answer:
+    def grant(
+        self,
+        lease_id: str,
+        amounts_pico: Mapping[str, int],
+        lasts_seconds: float,
+        now: float,
+        held_seconds: float = float("inf"),
+    ) -> Answer:
         """Take the keeper's answer: `lasts_seconds` is the lease's whole time, from when it was granted to its end.
 
-        A stray one grants a lease that nobody here knows (any more): it should be closed."""
+        `held_seconds` is the time from when it was granted until the keeper grants its amounts again, whatever is under
+        way. A stray answer grants a lease that nobody here knows (any more): it should be closed.
+        """
         purse = self._by_lease.get(lease_id)
         if purse is None:
             return Answer.STRAY
         granted_pico = _smallest(purse.scope, amounts_pico)
         if purse.pending is not None and purse.pending.lease_id == lease_id:
-            self._take(purse, purse.pending, granted_pico, lasts_seconds, now)
+            self._take(purse, purse.pending, granted_pico, lasts_seconds, held_seconds, now)
             return Answer.SLICE
         for lease in purse.leases:
             if lease.ask.lease_id == lease_id:
-                self._renew(lease, granted_pico, lasts_seconds, now)
+                self._renew(lease, granted_pico, lasts_seconds, held_seconds, now)
         return Answer.RENEWAL
 
     def due(self, now: float) -> Iterator[Ask | Close]:
@@ -190,6 +205,17 @@ class Wallet:
                     yield self._close(purse, lease)
                 elif self._wants_renewal(lease, now):
                     yield lease.ask
+
+    def overdue(self, now: float) -> list[Reservation]:
+        """Reservations whose requests must end now: their lease ran out long ago, and what it held is granted again soon."""
+        return [reservation for reservation, lease in self._open.values() if now >= lease.overdue_at]
+
+    def retire(self, tenant: str) -> None:
+        """The tenant's budgets have changed: admit nothing more under the leases in hand, and give back what is free."""
+        for scope, purse in self._purses.items():
+            if scope.tenant == tenant:
+                for lease in purse.leases:
+                    lease.retired = True
 
     def squeeze(self, scope: Scope) -> list[Close]:
         """Give back every lease of the scope that no request holds, so that remainders can be granted again as one."""
@@ -218,7 +244,9 @@ class Wallet:
 
     def _is_low(self, purse: _Purse, now: float) -> bool:
         # Only a scope in use is kept supplied.
-        in_use = [lease for lease in purse.leases if now < lease.used_at + self._terms.idle_seconds]
+        in_use = [
+            lease for lease in purse.leases if now < lease.used_at + self._terms.idle_seconds and not lease.retired
+        ]
         left = sum(lease.available_pico for lease in in_use if now < lease.usable_until)
         return bool(in_use) and left < purse.slice_pico // self._terms.low_water_divisor
 
@@ -231,7 +259,9 @@ class Wallet:
         else:
             purse.slice_pico = max(purse.slice_pico, smallest)
 
-    def _take(self, purse: _Purse, ask: Ask, granted_pico: int, lasts_seconds: float, now: float) -> None:
+    def _take(
+        self, purse: _Purse, ask: Ask, granted_pico: int, lasts_seconds: float, held_seconds: float, now: float
+    ) -> None:
         purse.pending = None
         if granted_pico < ask.needed_pico:
             purse.ask_after = now + self._terms.retry_seconds
@@ -244,12 +274,15 @@ class Wallet:
         purse.slice_pico = min(purse.slice_pico, granted_pico)
         lease = _Lease(ask, granted_pico, purse.asked_at, lasts_seconds, now, now)
         lease.usable_until = self._usable_until(purse.asked_at, lease, lasts_seconds)
+        lease.overdue_at = self._usable_until(purse.asked_at, lease, held_seconds)
         purse.leases.append(lease)
 
-    def _renew(self, lease: _Lease, granted_pico: int, lasts_seconds: float, now: float) -> None:
+    def _renew(self, lease: _Lease, granted_pico: int, lasts_seconds: float, held_seconds: float, now: float) -> None:
         if granted_pico:
             # Counted from the first question as well: late and doubled answers cannot lengthen it wrongly.
             lease.usable_until = max(lease.usable_until, self._usable_until(lease.asked_at, lease, lasts_seconds))
+            if held_seconds < float("inf"):
+                lease.overdue_at = max(lease.overdue_at, self._usable_until(lease.asked_at, lease, held_seconds))
         else:
             # Over at the keeper's: what it still held may be granted to others.
             lease.usable_until = min(lease.usable_until, now)
@@ -268,7 +301,7 @@ class Wallet:
         if lease.reservations:
             return False
         spent = lease is not purse.leases[-1] and lease.available_pico < purse.last_pico
-        return spent or now >= lease.usable_until or now >= lease.used_at + self._terms.idle_seconds
+        return lease.retired or spent or now >= lease.usable_until or now >= lease.used_at + self._terms.idle_seconds
 
     def _close(self, purse: _Purse, lease: _Lease) -> Close:
         purse.leases.remove(lease)

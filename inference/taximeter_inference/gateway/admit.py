@@ -1,5 +1,11 @@
-"""May this request be dispatched? Its price, the budgets that cover it, its worst case, and the lease that pays for it."""
+"""May this request be dispatched? Its price, the budgets that cover it, its worst case, and the leases that pay for it.
 
+All budgets of a request are reserved, or none is: the caps on its root request first, then those of its tenant, feature,
+model and key, which one lease holds together. What a budget refuses may go to a cheaper model, or wait, as was declared.
+"""
+
+import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -7,32 +13,61 @@ from datetime import UTC, datetime
 from taximeter_inference.gateway import budget_view
 from taximeter_inference.gateway.admission import Reservation, Scope
 from taximeter_inference.gateway.authenticate import Caller
-from taximeter_inference.gateway.bodies import ClientBody
+from taximeter_inference.gateway.bodies import ClientBody, with_model
 from taximeter_inference.gateway.budget_view import Standing
 from taximeter_inference.gateway.counting import PromptCounter
-from taximeter_inference.gateway.errors import UnpricedModelError
+from taximeter_inference.gateway.errors import BudgetExhaustedError, GatewayError, UnpricedModelError
 from taximeter_inference.gateway.leases import LeaseDesk
-from taximeter_inference.gateway.pricing import can_bound, dearest_pico, price_of
+from taximeter_inference.gateway.output_bound import OutputBounds
+from taximeter_inference.gateway.pricing import Quote, can_bound, price_of
 from taximeter_inference.gateway.settings import GatewaySettings
 from taximeter_inference.gateway.tags import Tags
+from taximeter_inference.gateway.waiting import DisplacedError, QueueFullError, WaitingRoom
 from taximeter_schemas.budgets import Budget, BudgetPosition
 from taximeter_schemas.control_snapshot import ControlSnapshot
 from taximeter_schemas.events import Operation
-from taximeter_schemas.rate_cards import RateCard
+from taximeter_schemas.rate_cards import Price, RateCard
 
 Positions = Mapping[str, Mapping[str, BudgetPosition]]
 """Tenant to budget id to position, as the keeper published them last."""
+FALLBACKS_MAX = 3
+"""Models that are tried after the one that was asked for."""
+TRY_AGAIN_SECONDS = 1.0
+"""Who waits looks again this often without news: periods roll over silently."""
+TRY_SECONDS = 0.5
+"""How long such a try waits for its grant."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that may be dispatched. `output_tokens_max` bounds its answer where the client did not."""
+    """A request that may be dispatched, as `body`, which may name a cheaper model than `asked_model`.
 
+    `output_tokens_max` bounds its answer where the client did not. `prompt_tokens` is what was counted.
+    """
+
+    body: ClientBody
+    asked_model: str
     card: RateCard | None
-    reservation: Reservation | None = None
+    reservations: tuple[Reservation, ...] = ()
+    lease_id: str | None = None
     output_tokens_max: int | None = None
     prompt_tokens: int | None = None
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    counts_by_key: bool = False
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether a cheaper model stands in."""
+        return self.body.model != self.asked_model
+
+
+@dataclass(frozen=True, slots=True)
+class _Cover:
+    """The budgets of a request: those of a period, hard ones apart, and the caps on its root request."""
+
+    budgets: tuple[Budget, ...]
+    hard: tuple[Budget, ...]
+    caps: tuple[Budget, ...]
 
 
 @dataclass(slots=True)
@@ -44,41 +79,163 @@ class Admission:
     positions: Positions
     counter: PromptCounter
     desk: LeaseDesk
+    room: WaitingRoom
+    bounds: OutputBounds
     _told: dict[str, tuple[Standing, tuple[tuple[bytes, bytes], ...]]] = field(default_factory=dict)
 
     async def admit(self, caller: Caller, tags: Tags, body: ClientBody, operation: Operation) -> Admitted:
         """Admit a request. Raises UnpricedModelError, the errors of budgets, and those of counting its prompt."""
-        now = datetime.now(UTC)
+        try:
+            return await self._admit_some_model(caller, tags, body, operation, None)
+        except BudgetExhaustedError as error:
+            if not tags.wait_seconds:
+                raise
+            return await self._queue(caller, tags, body, operation, error)
+
+    async def _queue(
+        self, caller: Caller, tags: Tags, body: ClientBody, operation: Operation, refused: BudgetExhaustedError
+    ) -> Admitted:
+        """Wait for room in the budget until the client's deadline; then the refusal stands."""
+        deadline = time.monotonic() + min(tags.wait_seconds, self.settings.gateway_queue_seconds_max)
+        line = (caller.tenant.id, caller.key.id, tags.feature, body.model)
+        try:
+            ticket = self.room.enter(caller.tenant.id, line)
+        except QueueFullError:
+            refused.outcome = {"queue": "full"}
+            raise refused from None
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                ticket.news.clear()
+                if self.room.is_first(ticket):
+                    try:
+                        return await self._admit_some_model(caller, tags, body, operation, min(left, TRY_SECONDS))
+                    except BudgetExhaustedError as error:
+                        refused = error
+                await _news(ticket.news, min(deadline - time.monotonic(), TRY_AGAIN_SECONDS))
+        except DisplacedError:
+            refused.outcome = {"queue": "full"}
+            raise refused from None
+        finally:
+            self.room.leave(ticket)
+        refused.outcome = {"queue": "out_of_time"}
+        raise refused
+
+    async def _admit_some_model(
+        self, caller: Caller, tags: Tags, body: ClientBody, operation: Operation, wait_seconds: float | None
+    ) -> Admitted:
+        """Admit with the model that was asked for, or with the one that the refusing budget names in its stead."""
+        first: BudgetExhaustedError | None = None
+        tried, offered = {body.model}, body
+        while True:
+            try:
+                return await self._admit_one(caller, tags, offered, body.model, operation, wait_seconds)
+            except BudgetExhaustedError as error:
+                first = first or error
+                cheaper = error.fallbacks.get(offered.model)
+                if cheaper is None or cheaper in tried or len(tried) > FALLBACKS_MAX:
+                    raise first from None
+            except GatewayError:
+                if first is not None:
+                    # The stand-in is not priced or not served: what was asked for is what counts.
+                    raise first from None
+                raise
+            tried.add(cheaper)
+            offered = with_model(body, cheaper)
+
+    async def _admit_one(
+        self,
+        caller: Caller,
+        tags: Tags,
+        body: ClientBody,
+        asked_model: str,
+        operation: Operation,
+        wait_seconds: float | None,
+    ) -> Admitted:
         tenant, snapshot = caller.tenant, self.snapshot()
-        card = snapshot.card_for(tenant.id, now)
+        card = snapshot.card_for(tenant.id, datetime.now(UTC))
         price = price_of(card, body, tags, operation)
         currency = card.currency if card is not None else tenant.currency
-        budgets = budget_view.covering(snapshot.budgets.get(tenant.id, ()), tags.feature, body.model, currency)
-        hard = sorted((budget for budget in budgets if budget.hard), key=lambda budget: budget.id)
-        if price is None and (hard or self.settings.gateway_unpriced == "refuse"):
+        declared = snapshot.budgets.get(tenant.id, ())
+        cover = _cover(declared, tags.feature, body.model, caller.key.id, currency) if declared else _NO_COVER
+        held = bool(cover.hard or cover.caps)
+        if price is None and (held or self.settings.gateway_unpriced == "refuse"):
             raise UnpricedModelError(f'the model "{body.model}" has no price on this tenant\'s rate card')
-        if not budgets:
-            return Admitted(card)
-        if price is None or not hard:
-            return Admitted(card, headers=self._headers(self._standings(budgets, tenant.id, tenant.time_zone)))
+        if not declared:
+            return Admitted(body, asked_model, card)
+        by_key = any(budget.api_key for budget in declared)
+        if price is None or not held:
+            headers = self._headers(self._standings(cover.budgets, tenant.id, tenant.time_zone))
+            return Admitted(body, asked_model, card, headers=headers, counts_by_key=by_key)
         if not can_bound(price, operation):
             raise UnpricedModelError(f'the answers of "{body.model}" have no price on this tenant\'s rate card')
-        bound = (
-            self.settings.gateway_output_tokens_default if body.output_tokens_max is None else body.output_tokens_max
-        )
-        prompt_tokens = await self.counter.count(body, operation)
-        amount_pico = dearest_pico(price, prompt_tokens, bound, body.answers)
-        scope = Scope(tenant.id, tuple(budget.id for budget in hard))
-        reservation = await self.desk.admit(
-            scope, amount_pico, lambda: self._standings(hard, tenant.id, tenant.time_zone)
-        )
+        counted = await self.counter.count(body, operation)
+        quote = self._quote(tenant.id, body, price, self.counter.worst(body.model, counted))
+        reservations = await self._reserve(caller, tags, cover, quote, wait_seconds)
         return Admitted(
+            body,
+            asked_model,
             card,
-            reservation,
-            bound if body.output_tokens_max is None else None,
-            prompt_tokens,
-            self._headers(self._standings(budgets, tenant.id, tenant.time_zone)),
+            reservations,
+            next((held.lease_id for held in reservations if held.scope.root_request_id is None), None),
+            quote.agreed if body.output_tokens_max is None else None,
+            counted,
+            self._headers(self._standings(cover.budgets, tenant.id, tenant.time_zone)),
+            by_key,
         )
+
+    def _quote(self, tenant: str, body: ClientBody, price: Price, prompt_tokens: int) -> Quote:
+        return Quote(
+            price,
+            prompt_tokens,
+            body.answers,
+            body.output_tokens_max,
+            lambda: self.bounds.bound(tenant, body.model),
+            lambda: self.bounds.useful(tenant, body.model),
+        )
+
+    async def _reserve(
+        self, caller: Caller, tags: Tags, cover: _Cover, quote: Quote, wait_seconds: float | None
+    ) -> tuple[Reservation, ...]:
+        """Reserve under every budget, or raise and hold nothing."""
+        tenant = caller.tenant
+        held: list[Reservation] = []
+        try:
+            if cover.caps:
+                reservation = await self._reserve_root(tenant.id, tags.root_request_id, cover.caps, quote, wait_seconds)
+                held += [reservation] if reservation is not None else []
+            if cover.hard:
+                scope = Scope(tenant.id, tuple(budget.id for budget in cover.hard))
+                reservation = await self.desk.admit(
+                    scope, quote, lambda: self._standings(cover.hard, tenant.id, tenant.time_zone), wait_seconds
+                )
+                held += [reservation] if reservation is not None else []
+                quote.agree()
+        except BaseException:
+            for reservation in held:
+                self.desk.settle(reservation, 0)
+            raise
+        return tuple(held)
+
+    async def _reserve_root(
+        self, tenant: str, root: str | None, caps: Sequence[Budget], quote: Quote, wait_seconds: float | None
+    ) -> Reservation | None:
+        if root is None:
+            # A turn of one request: nobody else can draw on its caps.
+            least = min(caps, key=lambda cap: cap.limit_pico)
+            amount_pico = quote.amount_pico(least.limit_pico)
+            quote.agree()
+            if amount_pico > least.limit_pico:
+                raise budget_view.refusal(Standing(least, 0), amount_pico)
+            return None
+        scope = Scope(tenant, tuple(cap.id for cap in caps), root)
+
+        def standings() -> list[Standing]:
+            spent = self.desk.root_spent_pico(scope)
+            return [Standing(cap, spent.get(cap.id, 0)) for cap in caps]
+
+        reservation = await self.desk.admit(scope, quote, standings, wait_seconds)
+        quote.agree()
+        return reservation
 
     def _standings(self, budgets: Sequence[Budget], tenant: str, time_zone: str) -> list[Standing]:
         now, positions = datetime.now(UTC), self.positions.get(tenant, {})
@@ -93,3 +250,26 @@ class Admission:
             told = budget_view.headers(held)
             self._told[held.budget.id] = (held, told)
         return told
+
+
+_NO_COVER = _Cover((), (), ())
+
+
+def _cover(declared: Sequence[Budget], feature: str, model: str, api_key: str, currency: str) -> _Cover:
+    budgets = budget_view.covering(declared, feature, model, api_key, currency)
+    by_id = sorted(budgets, key=lambda budget: budget.id)
+    return _Cover(
+        tuple(budget for budget in budgets if not budget.per_root_request),
+        tuple(budget for budget in by_id if budget.hard and not budget.per_root_request),
+        tuple(budget for budget in by_id if budget.per_root_request),
+    )
+
+
+async def _news(news: asyncio.Event, seconds_max: float) -> None:
+    """Wait for news, or for a while."""
+    if seconds_max > 0 and not news.is_set():
+        try:
+            async with asyncio.timeout(seconds_max):
+                await news.wait()
+        except TimeoutError:
+            return

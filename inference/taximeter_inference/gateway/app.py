@@ -6,7 +6,8 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
@@ -17,32 +18,41 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from taximeter_inference.gateway import metrics
 from taximeter_inference.gateway.admit import Admission
 from taximeter_inference.gateway.asgi import ClientGoneError, Message, Receive, Scope, Send, read_request, send_body
-from taximeter_inference.gateway.authenticate import authenticate
-from taximeter_inference.gateway.bodies import read_body
+from taximeter_inference.gateway.authenticate import Caller, authenticate
+from taximeter_inference.gateway.bodies import ClientBody, read_body
 from taximeter_inference.gateway.budget_view import positions_by_budget
 from taximeter_inference.gateway.counting import PromptCounter
 from taximeter_inference.gateway.errors import (
     GatewayError,
     MethodNotAllowedError,
+    ServiceTierError,
     StoppingError,
     UnknownRouteError,
+    UpstreamFailedError,
     UpstreamRefusedError,
+    UpstreamTimeoutError,
+    UpstreamUnreachableError,
 )
 from taximeter_inference.gateway.events import RequestFacts
 from taximeter_inference.gateway.exchange import PATHS, Exchange, Parts
 from taximeter_inference.gateway.lease_log import LeaseLog
 from taximeter_inference.gateway.leases import LeaseDesk
+from taximeter_inference.gateway.output_bound import OutputBounds
 from taximeter_inference.gateway.salt import PoolKeys
 from taximeter_inference.gateway.settings import GatewaySettings
 from taximeter_inference.gateway.sink import EventSink
-from taximeter_inference.gateway.tags import read_tags
+from taximeter_inference.gateway.tags import ORDINAL_MAX, Tags, read_tags
 from taximeter_inference.gateway.upstream import Upstream
+from taximeter_inference.gateway.waiting import WaitingRoom
 from taximeter_producers import UsageProducer
 from taximeter_producers.control import ControlFollower
-from taximeter_schemas.budgets import BudgetPosition, BudgetState, LeaseGrant
+from taximeter_schemas.budgets import Budget, BudgetPosition, BudgetState, LeaseGrant
+from taximeter_schemas.control_snapshot import ControlSnapshot
 from taximeter_schemas.events import Operation
 
 START_SECONDS_MAX = 60.0
+DECLARED_SECONDS = 0.05
+"""How long after a declaration the budgets are looked at."""
 OPERATIONS = {path: operation for operation, path in PATHS.items()}
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -58,7 +68,11 @@ class Gateway:
         self._source = f"taximeter-gateway/{settings.gateway_id}"
         self._positions: dict[str, dict[str, BudgetPosition]] = {}
         self._keys = PoolKeys(settings.salt_secret.get_secret_value().encode(), settings.salt_key_id)
-        self._control = ControlFollower(settings.kafka_bootstrap_servers)
+        self._control = ControlFollower(settings.kafka_bootstrap_servers, self._on_control)
+        self._known: Mapping[str, tuple[Budget, ...]] = {}
+        self._declared_anew = False
+        self._lives_settled = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self._started = False
 
@@ -85,6 +99,7 @@ class Gateway:
     async def _start(self) -> None:
         settings, loop = self._settings, asyncio.get_running_loop()
         await asyncio.to_thread(self._control.start, START_SECONDS_MAX)
+        self._known, self._loop = self._control.snapshot().budgets, loop
         producer = UsageProducer(
             bootstrap_servers=settings.kafka_bootstrap_servers,
             producer_id=settings.gateway_id,
@@ -101,11 +116,32 @@ class Gateway:
         )
         self._lease_log.start()
         self._desk = LeaseDesk(
-            settings.gateway_id, self._boot, self._lease_log.send, settings.gateway_lease_wait_ms / 1000
+            settings.gateway_id,
+            self._boot,
+            self._lease_log.send,
+            settings.gateway_lease_wait_ms / 1000,
+            lambda: self._have_lives_settled(producer),
         )
         self._desk.start()
-        self._admission = Admission(settings, self._control.snapshot, self._positions, counter, self._desk)
-        self._parts = Parts(self._upstream, counter, self._desk, self._sink, self._keys)
+        self._room = WaitingRoom(settings.gateway_queue_max, settings.gateway_queue_tenant_max)
+        bounds = OutputBounds(
+            settings.gateway_output_tokens_default,
+            settings.gateway_output_tokens_least,
+            settings.gateway_output_tokens_most,
+        )
+        self._admission = Admission(
+            settings, self._control.snapshot, self._positions, counter, self._desk, self._room, bounds
+        )
+        self._parts = Parts(
+            self._upstream,
+            counter,
+            self._desk,
+            self._sink,
+            self._keys,
+            bounds,
+            _forwarding_secret(settings),
+            settings.gateway_failed_attempts == "billable",
+        )
         await asyncio.to_thread(self._lease_log.wait_ready, START_SECONDS_MAX)
         metrics.RESERVED.set_function(lambda: self._desk.reservations)
         self._started = True
@@ -119,11 +155,40 @@ class Gateway:
         await asyncio.to_thread(self._control.stop)
         await self._upstream.close()
 
+    def _have_lives_settled(self, producer: UsageProducer) -> bool:
+        """Whether every event that an earlier life of this gateway left on disk is in the log."""
+        self._lives_settled = self._lives_settled or not producer.state().spool_bytes
+        return self._lives_settled
+
     def _on_grant(self, grant: LeaseGrant) -> None:
         self._desk.on_grant(grant)
 
     def _on_state(self, state: BudgetState) -> None:
         self._positions[state.tenant] = dict(positions_by_budget(state))
+        self._tell(state.tenant)
+
+    def _tell(self, tenant: str) -> None:
+        if hasattr(self, "_desk"):
+            self._desk.on_news(tenant)
+            self._room.tell(tenant)
+
+    def _on_control(self, _snapshot: ControlSnapshot) -> None:
+        """In the follower's thread. Many declarations come at once: they are looked at together, a moment later."""
+        if self._loop is not None and not self._declared_anew:
+            self._declared_anew = True
+            _on_loop(self._loop, self._look_soon, self._loop)
+
+    def _look_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_later(DECLARED_SECONDS, self._look_at_budgets)
+
+    def _look_at_budgets(self) -> None:
+        self._declared_anew = False
+        before, self._known = self._known, self._control.snapshot().budgets
+        for tenant in {**before, **self._known}:
+            old, new = before.get(tenant, ()), self._known.get(tenant, ())
+            if old is not new and old != new and hasattr(self, "_desk"):
+                self._desk.retire(tenant)
+                self._tell(tenant)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         began, path = time.perf_counter(), scope["path"]
@@ -155,6 +220,8 @@ class Gateway:
         headers = dict(scope["headers"])
         caller = authenticate(headers.get(b"authorization"), self._control.snapshot())
         tags = read_tags(scope["headers"])
+        if tags.service_tier not in caller.tenant.service_tiers:
+            raise ServiceTierError
         body = read_body(await read_request(headers, receive, self._settings.gateway_body_bytes_max), operation)
         client = asyncio.ensure_future(receive())
         task = asyncio.current_task()
@@ -162,18 +229,7 @@ class Gateway:
         leave = _leaving(task)
         client.add_done_callback(leave)
         try:
-            admitted = await self._admission.admit(caller, tags, body, operation)
-            facts = RequestFacts(
-                request_id=f"{self._settings.gateway_id}:{self._boot}:{next(self._numbers)}",
-                source=self._source,
-                tenant=caller.tenant.id,
-                pool=caller.tenant.pool,
-                model=body.model,
-                operation=operation,
-                tags=tags,
-                lease_id=admitted.reservation.lease_id if admitted.reservation else None,
-            )
-            return await Exchange(self._parts, facts, body, admitted, client).run(send)
+            return await self._attempt(caller, tags, body, operation, client, send)
         except asyncio.CancelledError:
             if not client.done() or client.cancelled():
                 raise
@@ -182,6 +238,41 @@ class Gateway:
         finally:
             client.remove_done_callback(leave)
             client.cancel()
+
+    async def _attempt(
+        self,
+        caller: Caller,
+        tags: Tags,
+        body: ClientBody,
+        operation: Operation,
+        client: "asyncio.Future[Message]",
+        send: Send,
+    ) -> int:
+        """Dispatch, and dispatch again when the model server fails: each attempt is admitted, counted and settled by itself."""
+        root = tags.root_request_id
+        for number in range(self._settings.gateway_retries + 1):
+            admitted = await self._admission.admit(caller, tags, body, operation)
+            step = number + admitted.fell_back
+            facts = RequestFacts(
+                request_id=f"{self._settings.gateway_id}:{self._boot}:{next(self._numbers)}",
+                source=self._source,
+                tenant=caller.tenant.id,
+                pool=caller.tenant.pool,
+                model=admitted.body.model,
+                operation=operation,
+                tags=tags if not step and root == tags.root_request_id else _of_attempt(tags, root, step),
+                lease_id=admitted.lease_id,
+                api_key=caller.key.id if admitted.counts_by_key else None,
+                asked_model=body.model if admitted.fell_back else None,
+            )
+            root = root or facts.request_id
+            is_last = number == self._settings.gateway_retries
+            try:
+                return await Exchange(self._parts, facts, admitted, client, is_last).run(send)
+            except (UpstreamFailedError, UpstreamUnreachableError, UpstreamTimeoutError):
+                if is_last:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
     async def _page(self, scope: Scope, send: Send) -> int:
         path, method = scope["path"], scope["method"]
@@ -231,5 +322,16 @@ def _cancel(task: "asyncio.Task[None]", client: "asyncio.Future[Message]") -> No
 
 def _refusal_headers(error: GatewayError) -> list[tuple[bytes, bytes]]:
     if error.retry_after_seconds is None:
-        return []
-    return [(b"retry-after", str(error.retry_after_seconds).encode())]
+        return list(error.headers)
+    return [*error.headers, (b"retry-after", str(error.retry_after_seconds).encode())]
+
+
+def _of_attempt(tags: Tags, root: str | None, step: int) -> Tags:
+    """The tags of a later attempt: its number goes up, and it belongs to the root of the first."""
+    return replace(tags, root_request_id=root, attempt=min(tags.attempt + step, ORDINAL_MAX))
+
+
+def _forwarding_secret(settings: GatewaySettings) -> bytes | None:
+    secret = settings.forwarding_secret
+    is_metered_there = settings.upstream_metered_by == "worker"
+    return secret.get_secret_value().encode() if is_metered_there and secret is not None else None

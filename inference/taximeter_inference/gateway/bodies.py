@@ -1,6 +1,6 @@
 """What a client sent, and what goes upstream instead: the tenant's salt, usage on every chunk, a bound that holds. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -68,6 +68,11 @@ def read_body(raw: bytes, operation: Operation) -> ClientBody:
         _answers(fields),
         salt,
     )
+
+
+def with_model(body: ClientBody, model: str) -> ClientBody:
+    """The same request for another model."""
+    return replace(body, model=model, fields={**body.fields, "model": model})
 
 
 def upstream_body(body: ClientBody, salt: str, output_tokens_max: int | None) -> bytes:

@@ -12,11 +12,14 @@ from taximeter_schemas.periods import period_containing
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A budget in its running period, as last published; nothing spent is known in a period that has just begun."""
+    """A budget in its running period, as last published; nothing spent is known in a period that has just begun.
+
+    A cap on a root request never resets.
+    """
 
     budget: Budget
     spent_pico: int
-    resets_at: datetime
+    resets_at: datetime | None = None
 
     @property
     def left_pico(self) -> int:
@@ -24,9 +27,9 @@ class Standing:
         return max(0, self.budget.limit_pico - self.spent_pico)
 
 
-def covering(budgets: Sequence[Budget], feature: str, model: str, currency: str) -> tuple[Budget, ...]:
+def covering(budgets: Sequence[Budget], feature: str, model: str, api_key: str, currency: str) -> tuple[Budget, ...]:
     """The budgets that count a request's cost, hard and soft. Cost in another currency does not count against a budget."""
-    return tuple(budget for budget in budgets if budget.currency == currency and budget.covers(feature, model))
+    return tuple(budget for budget in budgets if budget.currency == currency and budget.covers(feature, model, api_key))
 
 
 def positions_by_budget(state: BudgetState | None) -> Mapping[str, BudgetPosition]:
@@ -49,11 +52,11 @@ def tightest(standings: Sequence[Standing]) -> Standing | None:
 def headers(held: Standing) -> tuple[tuple[bytes, bytes], ...]:
     """Response headers that warn: limit, remaining (of posted spend) and reset time."""
     budget = held.budget
-    return (
+    told = (
         (b"x-taximeter-budget-limit", format_pico(budget.limit_pico, budget.currency).encode()),
         (b"x-taximeter-budget-remaining", format_pico(held.left_pico, budget.currency).encode()),
-        (b"x-taximeter-budget-reset", _iso(held.resets_at).encode()),
     )
+    return told if held.resets_at is None else (*told, (b"x-taximeter-budget-reset", _iso(held.resets_at).encode()))
 
 
 def refusal(held: Standing, needed_pico: int) -> BudgetExhaustedError:
@@ -61,13 +64,17 @@ def refusal(held: Standing, needed_pico: int) -> BudgetExhaustedError:
     budget = held.budget
     limit, spent = (format_pico(amount, budget.currency) for amount in (budget.limit_pico, held.spent_pico))
     needed = format_pico(needed_pico, budget.currency)
-    details = {"budget": budget.id, "limit": limit, "spent": spent, "resets_at": _iso(held.resets_at)}
+    details = {"budget": budget.id, "limit": limit, "spent": spent}
     state = f"{spent} of {limit} are spent, this request may cost {needed}"
+    ends = "it is one root request's, and does not reset"
+    if held.resets_at is not None:
+        details["resets_at"] = _iso(held.resets_at)
+        ends = f"it resets at {details['resets_at']}"
     if needed_pico > held.left_pico:
-        return BudgetExhaustedError(
-            f'budget "{budget.id}" is exhausted: {state}; it resets at {details["resets_at"]}', details
-        )
-    return InFlightBudgetError(f'budget "{budget.id}" is held by requests under way: {state}; try again', details)
+        message = f'budget "{budget.id}" is exhausted: {state}; {ends}'
+        return BudgetExhaustedError(message, details, headers(held), budget.fallbacks)
+    message = f'budget "{budget.id}" is held by requests under way: {state}; try again'
+    return InFlightBudgetError(message, details, headers(held), budget.fallbacks)
 
 
 def _iso(moment: datetime) -> str:

@@ -1,6 +1,7 @@
 """Counts prompts by the model server's own tokenizer (vLLM's /tokenize), and remembers what it counted."""
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import msgspec
@@ -11,6 +12,7 @@ from taximeter_inference.gateway.upstream import Upstream
 from taximeter_schemas.events import Operation
 
 COUNTS_REMEMBERED_MAX = 10_000
+MODELS_REMEMBERED_MAX = 1_000
 _CHAT_FIELDS = (
     "messages",
     "tools",
@@ -21,6 +23,14 @@ _CHAT_FIELDS = (
     "add_special_tokens",
     "mm_processor_kwargs",
 )
+
+
+@dataclass(slots=True)
+class _Drift:
+    """By how many tokens a model server went beyond what was counted, at most, and the longest count that this is known for."""
+
+    more: int = 0
+    counted: int = 1
 
 
 class _Counted(msgspec.Struct):
@@ -37,6 +47,23 @@ class PromptCounter:
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
         self._counts: OrderedDict[bytes, int] = OrderedDict()
+        self._drifts: dict[str, _Drift] = {}
+
+    def worst(self, model: str, counted: int) -> int:
+        """The tokens to expect at most for a prompt of so many: model servers may add some of their own."""
+        drift = self._drifts.get(model)
+        if drift is None:
+            return counted
+        return counted + -(-drift.more * max(counted, drift.counted) // drift.counted)
+
+    def learn(self, model: str, counted: int, reported: int) -> None:
+        """The model server reported so many tokens for a prompt that was counted here."""
+        if reported <= counted or len(self._drifts) >= MODELS_REMEMBERED_MAX:
+            return
+        drift = self._drifts.setdefault(model, _Drift())
+        more, longest = reported - counted, max(1, counted)
+        if more * drift.counted > drift.more * longest:
+            drift.more, drift.counted = more, longest
 
     async def count(self, body: ClientBody, operation: Operation) -> int:
         """The prompt's tokens. Raises UpstreamRefusedError (an unknown model, say), or that it was not reached in time.

@@ -3,6 +3,7 @@
 GatewayError
 ├── InvalidApiKeyError        401 invalid_api_key
 ├── TenantSuspendedError      403 tenant_suspended
+├── ServiceTierError          403 service_tier_not_allowed
 ├── MissingFeatureError       400 missing_feature
 ├── InvalidTagError           400 invalid_tag
 ├── InvalidJsonError          400 invalid_json
@@ -14,12 +15,15 @@ GatewayError
 ├── BudgetExhaustedError      402 budget_exhausted
 ├── InFlightBudgetError       402 in_flight_budget_exhausted
 ├── BudgetUnavailableError    503 budget_unavailable
+├── LeaseOverError            503 lease_over
 ├── UpstreamUnreachableError  502 upstream_unreachable
 ├── UpstreamTimeoutError      504 upstream_timeout
+├── UpstreamFailedError       502 upstream_failed
 ├── UpstreamRefusedError      the model server's own answer, passed on
 └── StoppingError             503 stopping
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import msgspec
@@ -32,6 +36,7 @@ class GatewayError(Exception):
     code: ClassVar[str] = "internal_error"
     kind: ClassVar[str] = "invalid_request_error"
     retry_after_seconds: ClassVar[int | None] = None
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def details(self) -> dict[str, str]:
         """More fields for the error object."""
@@ -54,6 +59,12 @@ class TenantSuspendedError(GatewayError):
     """This tenant is suspended."""
 
     status, code, kind = 403, "tenant_suspended", "permission_error"
+
+
+class ServiceTierError(GatewayError):
+    """This tenant's plan does not include that service tier."""
+
+    status, code, kind = 403, "service_tier_not_allowed", "permission_error"
 
 
 class MissingFeatureError(GatewayError):
@@ -108,14 +119,24 @@ class BudgetExhaustedError(GatewayError):
     """What is left of a budget does not pay for this request."""
 
     status, code, kind = 402, "budget_exhausted", "budget_exhausted"
+    outcome: Mapping[str, str] = {}
+    """What became of a request that was ready to wait: "queue_full", or that its time was over."""
 
-    def __init__(self, message: str, details: dict[str, str]) -> None:
+    def __init__(
+        self,
+        message: str,
+        details: dict[str, str],
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+        fallbacks: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self._details = details
+        self.headers = headers
+        self.fallbacks = fallbacks or {}
 
     def details(self) -> dict[str, str]:
         """Which budget, its limit, what is spent, and when it begins anew."""
-        return self._details
+        return {**self._details, **self.outcome}
 
 
 class InFlightBudgetError(BudgetExhaustedError):
@@ -132,6 +153,13 @@ class BudgetUnavailableError(GatewayError):
     retry_after_seconds = 1
 
 
+class LeaseOverError(GatewayError):
+    """The keeper of budgets was out of reach for so long that what this request had reserved is granted to others."""
+
+    status, code, kind = 503, "lease_over", "service_unavailable"
+    retry_after_seconds = 1
+
+
 class UpstreamUnreachableError(GatewayError):
     """The model server cannot be reached."""
 
@@ -142,6 +170,12 @@ class UpstreamTimeoutError(GatewayError):
     """The model server did not answer in time."""
 
     status, code, kind = 504, "upstream_timeout", "upstream_error"
+
+
+class UpstreamFailedError(GatewayError):
+    """The model server failed at the request; another attempt follows."""
+
+    status, code, kind = 502, "upstream_failed", "upstream_error"
 
 
 class UpstreamRefusedError(GatewayError):

@@ -24,6 +24,10 @@ from taximeter_schemas.events import (
 
 COUNTED_ATTRIBUTE = "taximeter.counted"
 """Marks an event whose tokens the gateway counted itself, because the model server did not report them."""
+API_KEY_ATTRIBUTE = "taximeter.api_key"
+"""The id of the key, where a budget of the tenant counts by keys."""
+ASKED_MODEL_ATTRIBUTE = "taximeter.asked_model"
+"""The model that was asked for, where a budget let a cheaper one stand in."""
 BLOCKS_MAX = 65_536
 TAG_CHARACTERS_MAX = 128
 
@@ -40,6 +44,19 @@ class RequestFacts:
     operation: Operation
     tags: Tags
     lease_id: str | None = None
+    api_key: str | None = None
+    asked_model: str | None = None
+
+    @property
+    def root_request_id(self) -> str:
+        """The turn that it belongs to; it is one by itself where no other was named."""
+        return self.tags.root_request_id or self.request_id
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """The client's free tags and the gateway's own."""
+        own = {API_KEY_ATTRIBUTE: self.api_key, ASKED_MODEL_ATTRIBUTE: self.asked_model}
+        return {**self.tags.attributes, **{name: value for name, value in own.items() if value is not None}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +73,9 @@ class Ending:
 def build_event(facts: RequestFacts, ending: Ending, keys: PoolKeys, ended_at: datetime) -> UsageEvent:
     """The event of a request that ended."""
     tags = facts.tags
-    attributes = {**tags.attributes, COUNTED_ATTRIBUTE: "gateway"} if ending.counted else dict(tags.attributes)
+    attributes = facts.attributes
+    if ending.counted:
+        attributes[COUNTED_ATTRIBUTE] = "gateway"
     return UsageEvent(
         id=facts.request_id,
         source=facts.source,
@@ -69,7 +88,7 @@ def build_event(facts: RequestFacts, ending: Ending, keys: PoolKeys, ended_at: d
             tokens=tokens_of(ending),
             operation=facts.operation,
             request_id=facts.request_id,
-            root_request_id=tags.root_request_id or facts.request_id,
+            root_request_id=facts.root_request_id,
             hop=tags.hop,
             attempt=tags.attempt,
             outcome=ending.outcome,

@@ -3,23 +3,27 @@
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import aiohttp
 import msgspec
 
+from taximeter_inference.forwarding import Forwarded, sign
 from taximeter_inference.gateway.admit import Admitted
 from taximeter_inference.gateway.asgi import Message, Send, send_body, send_head, send_part
-from taximeter_inference.gateway.bodies import ClientBody, upstream_body
+from taximeter_inference.gateway.bodies import upstream_body
 from taximeter_inference.gateway.counting import PromptCounter
 from taximeter_inference.gateway.errors import (
     GatewayError,
+    LeaseOverError,
+    UpstreamFailedError,
     UpstreamTimeoutError,
     UpstreamUnreachableError,
 )
-from taximeter_inference.gateway.events import Ending, RequestFacts, build_event
+from taximeter_inference.gateway.events import Ending, RequestFacts, build_event, pool_tag
 from taximeter_inference.gateway.leases import LeaseDesk
+from taximeter_inference.gateway.output_bound import OutputBounds
 from taximeter_inference.gateway.pricing import cost_pico
 from taximeter_inference.gateway.salt import PoolKeys
 from taximeter_inference.gateway.sink import EventSink
@@ -58,63 +62,110 @@ _ANSWER = msgspec.json.Decoder(_Answer)
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an exchange works with."""
+    """What an exchange works with. With a `forwarding_secret` the model server meters for itself, and no event is emitted here.
+
+    `bills_failures` says whether what a failed attempt used is charged.
+    """
 
     upstream: Upstream
     counter: PromptCounter
     desk: LeaseDesk
     sink: EventSink
     keys: PoolKeys
+    bounds: OutputBounds
+    forwarding_secret: bytes | None = None
+    bills_failures: bool = True
 
 
 class Exchange:
     """A request that was admitted. `run` is called once, in a task that is cancelled when the client leaves."""
 
     def __init__(
-        self, parts: Parts, facts: RequestFacts, body: ClientBody, admitted: Admitted, client: "asyncio.Future[Message]"
+        self, parts: Parts, facts: RequestFacts, admitted: Admitted, client: "asyncio.Future[Message]", is_last: bool
     ) -> None:
+        """`is_last` says that no other attempt follows, so a failure of the model server goes to the client."""
         self._parts = parts
         self._facts = facts
-        self._body = body
+        self._body = admitted.body
         self._admitted = admitted
         self._client = client
+        self._is_last = is_last
+        self._lease_over = False
         self._began = time.perf_counter()
         self._ttft_ms: float | None = None
         self._settled = False
         self._headers: Headers = ((b"x-taximeter-request-id", facts.request_id.encode()), *admitted.headers)
+        if admitted.fell_back:
+            self._headers += ((b"x-taximeter-fallback-model", admitted.body.model.encode()),)
 
     async def run(self, send: Send) -> int:
         """Dispatch and answer; returns the HTTP status that was sent. Raises GatewayError when nothing was sent yet."""
+        task = asyncio.current_task()
+        assert task is not None
+        for reservation in self._admitted.reservations:
+            self._parts.desk.on_overdue(reservation, lambda: self._cut_short(task))
         try:
-            payload = upstream_body(
-                self._body,
-                self._parts.keys.salt(self._facts.pool, self._body.client_salt),
-                self._admitted.output_tokens_max,
-            )
-            path = PATHS[self._facts.operation]
-            async with self._parts.upstream.post(path, payload, self._facts.request_id) as response:
-                if response.status != 200:
-                    return await self._pass_refusal(response, send)
-                if response.content_type == "text/event-stream":
-                    return await self._pass_stream(response, send)
-                return await self._pass_whole(response, send)
+            return await self._dispatch(send)
         except UpstreamTimeoutError:
             # It may have worked on the prompt all the time.
             await self._end_without_usage(Outcome.ERROR)
             raise
         except asyncio.CancelledError:
-            if not self._settled and self._client.done():
+            if not self._settled and (self._client.done() or self._lease_over):
                 await self._client_left()
+            if self._lease_over:
+                task.uncancel()
+                raise LeaseOverError from None
             raise
         finally:
             self._settle(0)
+
+    async def _dispatch(self, send: Send) -> int:
+        payload = upstream_body(
+            self._body,
+            self._parts.keys.salt(self._facts.pool, self._body.client_salt),
+            self._admitted.output_tokens_max,
+        )
+        async with self._parts.upstream.post(PATHS[self._facts.operation], payload, self._forwarded()) as response:
+            if response.status != 200:
+                return await self._pass_refusal(response, send)
+            if response.content_type == "text/event-stream":
+                return await self._pass_stream(response, send)
+            return await self._pass_whole(response, send)
+
+    def _cut_short(self, task: "asyncio.Task[object]") -> None:
+        self._lease_over = True
+        task.cancel()
+
+    def _forwarded(self) -> dict[str, str]:
+        """The headers that go upstream: the request's id, and for a worker that meters all that it must know."""
+        headers, facts = {"X-Request-Id": self._facts.request_id}, self._facts
+        secret = self._parts.forwarding_secret
+        if secret is None:
+            return headers
+        tags = Forwarded(
+            tenant=facts.tenant,
+            feature=facts.tags.feature,
+            request_id=facts.request_id,
+            root_request_id=facts.root_request_id,
+            pool=pool_tag(facts.pool),
+            hop=facts.tags.hop,
+            attempt=facts.tags.attempt,
+            lease_id=facts.lease_id,
+            operation=facts.operation,
+            service_tier=facts.tags.service_tier,
+            attributes=facts.attributes,
+        )
+        return {**headers, **dict(sign(tags, secret, int(time.time())))}
 
     async def _pass_refusal(self, response: aiohttp.ClientResponse, send: Send) -> int:
         """The model server's own error. A request that it refused used nothing; one that it failed at is an event."""
         with failures():
             answer = await response.read()
         if response.status >= 500:
-            self._parts.sink.take_soon(self._finish(Ending(Outcome.ERROR, UpstreamUsage(), self._elapsed_ms())))
+            self._end_soon(Ending(Outcome.ERROR, UpstreamUsage(), self._elapsed_ms()))
+            if not self._is_last:
+                raise UpstreamFailedError(f"the model server answered {response.status}")
         await send_body(send, response.status, answer, _content_type(response), self._headers)
         return response.status
 
@@ -135,12 +186,13 @@ class Exchange:
             ending = await self._counted(outcome, _text(answer), 0)
         else:
             ending = Ending(outcome, answer.usage, self._elapsed_ms())
-        await self._parts.sink.take_safely(self._finish(ending))
+        await self._end_safely(ending)
         await send_body(send, 200, strip_cache_report(raw), _content_type(response), self._headers)
         return 200
 
     async def _pass_stream(self, response: aiohttp.ClientResponse, send: Send) -> int:
-        passing = StreamFilter(self._body.wants_usage, self._body.wants_usage_always)
+        bound = self._output_tokens_max
+        passing = StreamFilter(self._body.wants_usage, self._body.wants_usage_always, bound)
         failure: GatewayError | None = None
         try:
             await send_head(send, 200, _content_type(response), self._headers)
@@ -151,19 +203,29 @@ class Exchange:
                         self._ttft_ms = self._elapsed_ms()
                     if part:
                         await send_part(send, part)
+                    if passing.cut:
+                        # The model server does not keep to its bound: it is stopped.
+                        response.close()
+                        break
         except (GatewayError, ValueError) as error:
             failure = error if isinstance(error, GatewayError) else UpstreamUnreachableError(str(error))
         except asyncio.CancelledError:
-            if self._client.done():
+            if self._client.done() or self._lease_over:
                 await self._client_left(passing, response)
+            if self._lease_over and not self._client.done():
+                await send_part(send, error_event(LeaseOverError().body()), is_last=True)
+                _uncancel()
+                return 200
             raise
         ended = passing.done or passing.finish_reason is not None
         if failure is None and not ended:
             failure = UpstreamUnreachableError("the model server ended the stream before its end")
         outcome = _outcome(passing, Outcome.ERROR if failure is not None or passing.failed else Outcome.COMPLETED)
-        await self._parts.sink.take_safely(self._finish(await self._stream_ending(passing, outcome)))
+        await self._end_safely(await self._stream_ending(passing, outcome))
         tail = error_event(failure.body()) if failure is not None and not passing.failed else b""
-        await send_part(send, tail + (DONE if passing.done else b""), is_last=True)
+        if passing.cut:
+            tail = passing.cut_ending()
+        await send_part(send, tail + (DONE if passing.done or passing.cut else b""), is_last=True)
         return 200
 
     async def _client_left(
@@ -177,17 +239,17 @@ class Exchange:
             # What has arrived and was not passed on was generated all the same.
             passing.feed(response.content.read_nowait())
         response.close()
-        ending = await self._stream_ending(passing, _outcome(passing, Outcome.ABORTED))
-        self._parts.sink.take_soon(self._finish(ending))
+        self._end_soon(await self._stream_ending(passing, _outcome(passing, Outcome.ABORTED)))
 
     async def _stream_ending(self, passing: StreamFilter, outcome: Outcome) -> Ending:
         usage = passing.usage
         if usage is None or usage.prompt_tokens is None:
-            return await self._counted(outcome, "", passing.chunks)
+            chunks, bound = passing.chunks, self._output_tokens_max
+            return await self._counted(outcome, "", chunks if bound is None else min(chunks, bound))
         return Ending(outcome, usage, self._elapsed_ms(), self._ttft_ms)
 
     async def _end_without_usage(self, outcome: Outcome) -> None:
-        self._parts.sink.take_soon(self._finish(await self._counted(outcome, "", 0)))
+        self._end_soon(await self._counted(outcome, "", 0))
 
     async def _counted(self, outcome: Outcome, text: str, chunks: int) -> Ending:
         """The model server did not report usage: count the prompt, and what is known of the answer."""
@@ -203,21 +265,60 @@ class Exchange:
         usage = UpstreamUsage(prompt_tokens=prompt_tokens or 0, completion_tokens=output_tokens)
         return Ending(outcome, usage, total_ms, self._ttft_ms, counted=True)
 
+    @property
+    def _output_tokens_max(self) -> int | None:
+        """What all answers together may have, where anything bounds them."""
+        each = self._body.output_tokens_max
+        bound = self._admitted.output_tokens_max if each is None else each
+        return None if bound is None else bound * self._body.answers
+
+    async def _end_safely(self, ending: Ending) -> None:
+        """The attempt has ended: settle it, and wait until its event is safe, unless the model server sends that itself."""
+        event = self._finish(ending)
+        if self._parts.forwarding_secret is None:
+            await self._parts.sink.take_safely(event)
+
+    def _end_soon(self, ending: Ending) -> None:
+        event = self._finish(ending)
+        if self._parts.forwarding_secret is None:
+            self._parts.sink.take_soon(event)
+
     def _finish(self, ending: Ending) -> UsageEvent:
-        """Build the event and settle to what it costs."""
+        """Build the event, settle to what it costs, and learn from it."""
+        if ending.outcome is Outcome.ERROR and not self._parts.bills_failures:
+            ending = replace(ending, usage=UpstreamUsage())
         event = build_event(self._facts, ending, self._parts.keys, datetime.now(UTC))
         self._settle(cost_pico(self._admitted.card, event.data))
+        self._learn(ending)
         return event
+
+    def _learn(self, ending: Ending) -> None:
+        admitted, usage = self._admitted, ending.usage
+        if ending.counted or admitted.prompt_tokens is None:
+            return
+        if usage.prompt_tokens:
+            self._parts.counter.learn(self._body.model, admitted.prompt_tokens, usage.prompt_tokens)
+        has_ended = ending.outcome in (Outcome.COMPLETED, Outcome.LENGTH)
+        if has_ended and self._facts.operation is not Operation.EMBEDDING:
+            was_cut = ending.outcome is Outcome.LENGTH and admitted.output_tokens_max is not None
+            tokens = -(-(usage.completion_tokens or 0) // self._body.answers)
+            self._parts.bounds.learn(self._facts.tenant, self._body.model, tokens, was_cut)
 
     def _settle(self, amount_pico: int) -> None:
         if self._settled:
             return
         self._settled = True
-        if self._admitted.reservation is not None:
-            self._parts.desk.settle(self._admitted.reservation, amount_pico)
+        for reservation in self._admitted.reservations:
+            self._parts.desk.settle(reservation, amount_pico)
 
     def _elapsed_ms(self) -> float:
         return (time.perf_counter() - self._began) * 1000
+
+
+def _uncancel() -> None:
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
 
 
 def _outcome(passing: StreamFilter, otherwise: Outcome) -> Outcome:

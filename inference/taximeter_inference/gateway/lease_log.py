@@ -18,6 +18,8 @@ from taximeter_schemas.topics import BUDGET_LEASES, BUDGET_STATE
 FETCH_WAIT_MS = 20
 """How long the broker may hold an empty fetch. The embedded broker looks again only after half of it."""
 FLUSH_SECONDS_MAX = 5.0
+CLOSE_SENDINGS_MAX = 60
+"""A close that never arrives leaves its lease charged for a quarter of an hour; each sending has 10 s."""
 _log = logging.getLogger(__name__)
 
 
@@ -66,9 +68,17 @@ class LeaseLog:
         return self._ready.wait(timeout_seconds)
 
     def send(self, message: LeaseRequest | LeaseClose) -> None:
-        """Send a question or a close. It may be lost when the log is away: questions are repeated, leases time out."""
+        """Send a question or a close. It may be lost when the log is away: questions are repeated by who asks, closes here."""
+        self._send(message, CLOSE_SENDINGS_MAX if isinstance(message, LeaseClose) else 1)
+
+    def _send(self, message: LeaseRequest | LeaseClose, sendings: int) -> None:
+        def again(error: KafkaError | None, _message: KafkaMessage) -> None:
+            if error is not None and sendings > 1 and not self._stopping.is_set():
+                self._send(message, sendings - 1)
+
         try:
-            self._producer.produce(BUDGET_LEASES.name, message.model_dump_json().encode(), key=message.tenant.encode())
+            payload, key = message.model_dump_json().encode(), message.tenant.encode()
+            self._producer.produce(BUDGET_LEASES.name, payload, key=key, on_delivery=again)
             self._producer.poll(0)
         except (BufferError, KafkaException) as error:
             _log.warning("a lease message was not sent: %s", error)
@@ -98,6 +108,7 @@ class LeaseLog:
             consumer.assign(places)
             unread = {(place.topic, place.partition) for place in places}
             while not self._stopping.is_set():
+                self._producer.poll(0)
                 message = consumer.poll(0.2)
                 if message is None:
                     continue

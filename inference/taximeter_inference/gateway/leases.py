@@ -7,9 +7,10 @@ request lets them try again.
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Protocol
 
 from taximeter_inference.gateway.admission import Answer, Ask, Close, Reservation, Scope, Wallet
 from taximeter_inference.gateway.budget_view import Standing, refusal
@@ -19,8 +20,16 @@ from taximeter_schemas.budgets import LeaseClose, LeaseGrant, LeaseRequest, When
 TICK_SECONDS = 0.1
 """How often leases are renewed and given back, and waiting requests look again."""
 
+ROOTS_REMEMBERED_MAX = 10_000
 Send = Callable[[LeaseRequest | LeaseClose], None]
 Standings = Callable[[], Sequence[Standing]]
+
+
+class Worst(Protocol):
+    """What a request may cost at most, which may shrink to what its budgets have left."""
+
+    def amount_pico(self, left_pico: int | None = None) -> int:
+        """The amount to reserve now."""
 
 
 @dataclass(slots=True)
@@ -32,22 +41,35 @@ class _Waiter:
 class LeaseDesk:
     """Admission with leases. `send` must not block; answers come in by `on_grant`, on the event loop."""
 
-    def __init__(self, gateway: str, boot: str, send: Send, wait_seconds: float) -> None:
+    def __init__(
+        self,
+        gateway: str,
+        boot: str,
+        send: Send,
+        wait_seconds: float,
+        lives_settled: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._gateway = gateway
+        self._boot = boot
         self._send = send
         self._wait_seconds = wait_seconds
+        self._lives_settled = lives_settled
         self._numbers = itertools.count(1)
         self._wallet = Wallet(lambda: f"{gateway}:{boot}:{next(self._numbers)}")
         self._waiting: dict[Scope, dict[int, _Waiter]] = {}
         self._heard_at: dict[str, float] = {}
         self._silent: set[str] = set()
+        self._root_spent_pico: dict[Scope, Mapping[str, int]] = {}
+        self._cuts: dict[int, Callable[[], None]] = {}
         self._ticking: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to renew leases and to give them back."""
         self._ticking = asyncio.create_task(self._tick())
 
-    async def admit(self, scope: Scope, amount_pico: int, standings: Standings) -> Reservation | None:
+    async def admit(
+        self, scope: Scope, worst: Worst, standings: Standings, wait_seconds: float | None = None
+    ) -> Reservation | None:
         """Reserve a request's worst case. None means: let through without a lease, as its budgets say for this case.
 
         `standings` says where the budgets of the scope stand now. Raises BudgetExhaustedError, InFlightBudgetError (only
@@ -55,30 +77,54 @@ class LeaseDesk:
         """
         now = time.monotonic()
         if scope not in self._waiting:
-            reservation = self._wallet.reserve(scope, amount_pico, now)
+            reservation = self._wallet.reserve(scope, worst.amount_pico(), now)
             if reservation is not None:
                 self._ask(scope, now)
                 return reservation
-        return await self._wait(scope, amount_pico, standings, now)
+        return await self._wait(
+            scope, worst, standings, now, self._wait_seconds if wait_seconds is None else wait_seconds
+        )
 
     def settle(self, reservation: Reservation, cost_pico: int) -> None:
         """A request has ended: its reservation becomes its true cost. Who waits may try again."""
         self._wallet.settle(reservation, cost_pico, time.monotonic())
+        self._cuts.pop(reservation.number, None)
         if self._waiting:
             self._wake(reservation.scope)
+
+    def on_overdue(self, reservation: Reservation, cut: Callable[[], None]) -> None:
+        """`cut` is called when the request must end, because what its lease held is soon granted again."""
+        self._cuts[reservation.number] = cut
 
     def on_grant(self, grant: LeaseGrant) -> None:
         """Take the keeper's answer."""
         now = time.monotonic()
         self._heard_at[grant.tenant] = now
         self._silent.discard(grant.tenant)
+        if grant.root_request_id is not None:
+            self._remember_root(grant)
         lasts_seconds = (grant.expires_at - grant.granted_at).total_seconds()
-        answer = self._wallet.grant(grant.lease_id, grant.amounts_pico, lasts_seconds, now)
+        held_seconds = (grant.held_until - grant.granted_at).total_seconds() if grant.held_until else float("inf")
+        answer = self._wallet.grant(grant.lease_id, grant.amounts_pico, lasts_seconds, now, held_seconds)
         if answer is Answer.STRAY and any(grant.amounts_pico.values()):
-            self._send_close(grant.lease_id, grant.tenant, dict.fromkeys(grant.amounts_pico, 0))
+            scope = Scope(grant.tenant, tuple(sorted(grant.amounts_pico)), grant.root_request_id)
+            self._tell(Close(grant.lease_id, scope, 0))
+        self.on_news(grant.tenant)
+
+    def on_news(self, tenant: str) -> None:
+        """Something is known of the tenant's budgets: who waits may try again."""
         for scope in self._waiting:
-            if scope.tenant == grant.tenant:
+            if scope.tenant == tenant:
                 self._wake(scope)
+
+    def retire(self, tenant: str) -> None:
+        """The tenant's budgets were declared anew: leases granted under the old limits are used no more."""
+        self._wallet.retire(tenant)
+        self.on_news(tenant)
+
+    def root_spent_pico(self, scope: Scope) -> Mapping[str, int]:
+        """What a root request has spent for certain, by budget, as last heard."""
+        return self._root_spent_pico.get(scope, {})
 
     async def stop(self) -> None:
         """Give every lease back. Requests under way should have ended."""
@@ -93,21 +139,31 @@ class LeaseDesk:
         """Requests that hold a reservation now."""
         return self._wallet.reservations
 
-    async def _wait(self, scope: Scope, amount_pico: int, standings: Standings, began: float) -> Reservation | None:
+    def _remember_root(self, grant: LeaseGrant) -> None:
+        scope = Scope(grant.tenant, tuple(sorted(grant.amounts_pico)), grant.root_request_id)
+        self._root_spent_pico.pop(scope, None)
+        self._root_spent_pico[scope] = grant.spent_pico
+        if len(self._root_spent_pico) > ROOTS_REMEMBERED_MAX:
+            del self._root_spent_pico[next(iter(self._root_spent_pico))]
+
+    async def _wait(
+        self, scope: Scope, worst: Worst, standings: Standings, began: float, wait_seconds: float
+    ) -> Reservation | None:
         waiters = self._waiting.setdefault(scope, {})
-        waiter, number = _Waiter(amount_pico), next(self._numbers)
+        waiter, number = _Waiter(worst.amount_pico()), next(self._numbers)
         waiters[number] = waiter
-        deadline = began + (0 if scope.tenant in self._silent else self._wait_seconds)
+        deadline = began + (0 if scope.tenant in self._silent else wait_seconds)
         try:
             while True:
-                self._refuse_what_never_fits(amount_pico, standings())
+                waiter.amount_pico = self._that_may_fit(worst, standings())
                 now = time.monotonic()
                 self._ask(scope, now)
                 if now >= deadline:
-                    self._give_up(scope, amount_pico, standings(), began)
+                    self._give_up(scope, waiter.amount_pico, standings(), began)
                     return None
                 await _turn(waiter, min(deadline - now, TICK_SECONDS))
-                reservation = self._wallet.reserve(scope, amount_pico, time.monotonic())
+                waiter.amount_pico = self._that_may_fit(worst, standings())
+                reservation = self._wallet.reserve(scope, waiter.amount_pico, time.monotonic())
                 if reservation is not None:
                     return reservation
                 if self._heard_at.get(scope.tenant, 0.0) >= began:
@@ -120,10 +176,13 @@ class LeaseDesk:
                 del self._waiting[scope]
 
     @staticmethod
-    def _refuse_what_never_fits(amount_pico: int, standings: Sequence[Standing]) -> None:
+    def _that_may_fit(worst: Worst, standings: Sequence[Standing]) -> int:
+        """What to reserve. Raises the refusal of what can never fit, for posted spend leaves too little."""
         short = min(standings, key=lambda held: held.left_pico)
+        amount_pico = worst.amount_pico(short.left_pico)
         if amount_pico > short.left_pico:
             raise refusal(short, amount_pico)
+        return amount_pico
 
     def _give_up(self, scope: Scope, amount_pico: int, standings: Sequence[Standing], began: float) -> None:
         """The wait is over: refuse, or return to let the request through."""
@@ -146,33 +205,40 @@ class LeaseDesk:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            for message in list(self._wallet.due(time.monotonic())):
+            now = time.monotonic()
+            for message in list(self._wallet.due(now)):
                 self._tell(message)
+            for reservation in self._wallet.overdue(now):
+                cut = self._cuts.pop(reservation.number, None)
+                if cut is not None:
+                    cut()
 
     def _tell(self, message: Ask | Close) -> None:
-        scope = message.scope
+        scope, now = message.scope, datetime.now(UTC)
         if isinstance(message, Close):
-            self._send_close(message.lease_id, scope.tenant, dict.fromkeys(scope.budgets, message.settled_pico))
+            self._send(
+                LeaseClose(
+                    lease_id=message.lease_id,
+                    gateway=self._gateway,
+                    boot=self._boot,
+                    tenant=scope.tenant,
+                    settled_pico=dict.fromkeys(scope.budgets, message.settled_pico),
+                    closed_at=now,
+                    root_request_id=scope.root_request_id,
+                )
+            )
             return
         self._send(
             LeaseRequest(
                 lease_id=message.lease_id,
                 gateway=self._gateway,
+                boot=self._boot,
+                lives_settled=self._lives_settled(),
                 tenant=scope.tenant,
                 amounts_pico=dict.fromkeys(scope.budgets, message.amount_pico),
                 needed_pico=dict.fromkeys(scope.budgets, message.needed_pico),
-                requested_at=datetime.now(UTC),
-            )
-        )
-
-    def _send_close(self, lease_id: str, tenant: str, settled_pico: dict[str, int]) -> None:
-        self._send(
-            LeaseClose(
-                lease_id=lease_id,
-                gateway=self._gateway,
-                tenant=tenant,
-                settled_pico=settled_pico,
-                closed_at=datetime.now(UTC),
+                requested_at=now,
+                root_request_id=scope.root_request_id,
             )
         )
 

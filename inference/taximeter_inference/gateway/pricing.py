@@ -1,5 +1,6 @@
 """What a request can cost at most, and what it did cost, at the tenant's rate card. Pure."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from taximeter_inference.gateway.bodies import ClientBody
@@ -35,6 +36,51 @@ def can_bound(price: Price, operation: Operation) -> bool:
 def dearest_pico(price: Price, prompt_tokens: int, output_tokens_max: int, answers: int) -> int:
     """The most that a request can cost, in pico-units: every answer as long as its bound."""
     return worst_case_pico(price, prompt_tokens, output_tokens_max * answers)
+
+
+class Quote:
+    """A request's worst case, as long as its bound. `stated` is the client's own bound on each answer, if it has one.
+
+    Otherwise `learnt` bounds it, and where the budget does not pay for that, as much as it does pay for, if that is `useful`.
+    After `amount_pico`, `bound` is what the amount pays for; a reservation of it is agreed on, and the least of them holds.
+    """
+
+    def __init__(
+        self,
+        price: Price,
+        prompt_tokens: int,
+        answers: int,
+        stated: int | None,
+        learnt: Callable[[], int],
+        useful: Callable[[], int],
+    ) -> None:
+        self._price = price
+        self._prompt_tokens = prompt_tokens
+        self._answers = answers
+        self._stated = stated
+        self._learnt = learnt
+        self._useful = useful
+        self.bound = learnt() if stated is None else stated
+        self.agreed: int | None = None
+
+    def agree(self) -> None:
+        """An amount was reserved: the answer keeps within its bound."""
+        self.agreed = self.bound if self.agreed is None else min(self.agreed, self.bound)
+
+    def amount_pico(self, left_pico: int | None = None) -> int:
+        """What to reserve, in pico-units, when `left_pico` is all there is."""
+        if self._stated is None:
+            self.bound = self._learnt()
+        amount = dearest_pico(self._price, self._prompt_tokens, self.bound, self._answers)
+        if self._stated is not None or left_pico is None or amount <= left_pico:
+            return amount
+        prompt_pico = dearest_pico(self._price, self._prompt_tokens, 0, self._answers)
+        per_token_pico = dearest_pico(self._price, self._prompt_tokens, 1, self._answers) - prompt_pico
+        payable = (left_pico - prompt_pico) // per_token_pico if per_token_pico else self.bound
+        if payable < self._useful():
+            return amount
+        self.bound = min(self.bound, payable)
+        return dearest_pico(self._price, self._prompt_tokens, self.bound, self._answers)
 
 
 def cost_pico(card: RateCard | None, data: UsageData) -> int:

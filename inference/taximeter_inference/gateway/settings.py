@@ -1,9 +1,9 @@
 """The gateway's settings, from TAXIMETER_... variables."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from taximeter_schemas.settings import LogSettings
 
@@ -30,6 +30,25 @@ class GatewaySettings(LogSettings):
     gateway_output_tokens_default: int = Field(
         1_024, ge=1, le=1_000_000, description="Bound on answers under a hard budget that do not state max_tokens"
     )
+    gateway_output_tokens_least: int = Field(
+        64, ge=1, le=1_000_000, description="No bound that was learnt from a tenant's answers is below this"
+    )
+    gateway_output_tokens_most: int = Field(
+        16_384, ge=1, le=1_000_000, description="No bound that was learnt from a tenant's answers is above this"
+    )
+    gateway_queue_max: int = Field(1_000, ge=0, le=100_000, description="Requests that may wait for their budget")
+    gateway_queue_tenant_max: int = Field(200, ge=0, le=100_000, description="Those of one tenant")
+    gateway_queue_seconds_max: int = Field(3_600, ge=1, le=86_400, description="How long one may wait at most")
+    gateway_retries: int = Field(0, ge=0, le=5, description="More attempts when the model server fails")
+    gateway_failed_attempts: Literal["billable", "free"] = Field(
+        "billable", description="Whether what a failed attempt is known to have used is charged"
+    )
+    upstream_metered_by: Literal["gateway", "worker"] = Field(
+        "gateway", description="Who emits usage events: the gateway, or the model server's own plugin"
+    )
+    forwarding_secret: SecretStr | None = Field(
+        None, min_length=16, description="Shared with workers that meter: signs the tags that go with a request"
+    )
     gateway_upstream_timeout_seconds: float = Field(
         600.0, gt=0, le=86_400, description="Longest silence of the model server"
     )
@@ -37,6 +56,12 @@ class GatewaySettings(LogSettings):
         1_000, ge=0, le=60_000, description="How long the end of an answer waits for its usage event to be safe"
     )
     state_dir: Path = Field(Path("data/state"), description="Folder for state beside the service")
+
+    @model_validator(mode="after")
+    def _workers_can_verify(self) -> Self:
+        if self.upstream_metered_by == "worker" and self.forwarding_secret is None:
+            raise ValueError("upstream_metered_by worker needs forwarding_secret (TAXIMETER_FORWARDING_SECRET)")
+        return self
 
     @property
     def spool_dir(self) -> Path:

@@ -31,17 +31,24 @@ _NULL = b"null"
 
 
 class StreamFilter:
-    """Takes the upstream's bytes and gives the client's. What it saw: usage, the end's reason, an error, the end's mark."""
+    """Takes the upstream's bytes and gives the client's. What it saw: usage, the end's reason, an error, the end's mark.
 
-    def __init__(self, wants_usage: bool, wants_usage_always: bool) -> None:
+    A stream that goes beyond `output_tokens_max`, which the upstream was told, is cut there: `cut` says so, and what comes
+    after is neither passed on nor counted.
+    """
+
+    def __init__(self, wants_usage: bool, wants_usage_always: bool, output_tokens_max: int | None = None) -> None:
         self._wants_usage = wants_usage
         self._wants_usage_always = wants_usage_always
+        self._output_tokens_max = output_tokens_max
+        self._last_payload = b""
         self._rest = b""
         self._usage = b""
         self._cache_report = b""
         self.finish_reason: str | None = None
         self.failed = False
         self.done = False
+        self.cut = False
         self.chunks = 0
 
     def feed(self, data: bytes) -> bytes:
@@ -63,7 +70,29 @@ class StreamFilter:
             usage.taximeter_cache = report.taximeter_cache if report else CacheReport()
         return usage
 
+    def cut_ending(self) -> bytes:
+        """What ends a stream that was cut: a chunk with the reason, and the usage where the client asked for it."""
+        top = _TOP.decode(self._last_payload) if self._last_payload else {}
+        content = b'"text":""' if b'"text"' in bytes(top.get("choices", b"")) else b'"delta":{}'
+        usage = self._usage if self._usage and self._usage != b"null" else b""
+        top["choices"] = msgspec.Raw(b'[{"index":0,' + content + b',"logprobs":null,"finish_reason":"length"}]')
+        top.pop("usage", None)
+        ending = b"data: " + _encode(top) + b"\n\n"
+        if self._wants_usage and usage:
+            last = {**top, "choices": [], "usage": msgspec.Raw(without_cache_report(usage))}
+            ending += b"data: " + _encode(last) + b"\n\n"
+        return ending
+
+    def _is_beyond(self, chunk: _Chunk, usage: bytes) -> bool:
+        if self._output_tokens_max is None:
+            return False
+        known = read_usage(usage) if usage != _NULL else None
+        tokens = known.completion_tokens if known is not None and known.completion_tokens is not None else self.chunks
+        return tokens > self._output_tokens_max
+
     def _pass(self, event: bytes) -> bytes:
+        if self.cut:
+            return b""
         if not event.startswith(b"data:"):
             return event + b"\n\n" if event else b""
         payload = event[5:].strip()
@@ -76,10 +105,14 @@ class StreamFilter:
             return event + b"\n\n"
         if bytes(chunk.error) != _NULL:
             self.failed = True
+        usage = bytes(chunk.usage)
+        if self._is_beyond(chunk, usage):
+            self.cut, self.finish_reason = True, "length"
+            return b""
         for choice in chunk.choices:
             self.finish_reason = choice.finish_reason or self.finish_reason
         self.chunks += bool(chunk.choices)
-        usage = bytes(chunk.usage)
+        self._last_payload = payload
         if usage == _NULL:
             return event + b"\n\n"
         self._usage = usage

@@ -8,7 +8,10 @@ from taximeter_inference.gateway.errors import InvalidTagError, MissingFeatureEr
 from taximeter_schemas.events import ID_PATTERN, TAG_PATTERN, ServiceTier
 
 PREFIX = b"x-taximeter-"
-ATTRIBUTES_MAX = 32
+ATTRIBUTES_MAX = 28
+"""An event takes 32; the rest are the gateway's own, whose names begin with OWN_PREFIX."""
+OWN_PREFIX = "taximeter."
+WAIT_SECONDS_MAX = 86_400
 NAME_CHARACTERS_MAX = 64
 VALUE_CHARACTERS_MAX = 256
 ORDINAL_MAX = 1_000
@@ -20,7 +23,10 @@ _TIERS = {tier.value: tier for tier in ServiceTier}
 
 @dataclass(frozen=True, slots=True)
 class Tags:
-    """A request's tags. `root_request_id` None means that the request is the root itself."""
+    """A request's tags. `root_request_id` None means that the request is the root itself.
+
+    `wait_seconds` is how long a request that is in no hurry may wait for its budget.
+    """
 
     feature: str
     root_request_id: str | None = None
@@ -28,6 +34,7 @@ class Tags:
     attempt: int = 0
     service_tier: ServiceTier = ServiceTier.STANDARD
     attributes: Mapping[str, str] = field(default_factory=dict)
+    wait_seconds: int = 0
 
 
 def read_tags(headers: Iterable[tuple[bytes, bytes]]) -> Tags:
@@ -56,6 +63,7 @@ def read_tags(headers: Iterable[tuple[bytes, bytes]]) -> Tags:
         attempt=_ordinal("attempt", found.get("attempt")),
         service_tier=_TIERS[tier],
         attributes=_attributes(found.get("attributes", "")),
+        wait_seconds=_ordinal("wait-seconds", found.get("wait-seconds"), WAIT_SECONDS_MAX),
     )
 
 
@@ -70,11 +78,11 @@ def _matching(pattern: re.Pattern[str], name: str, value: str) -> str:
     return value
 
 
-def _ordinal(name: str, value: str | None) -> int:
+def _ordinal(name: str, value: str | None, largest: int = ORDINAL_MAX) -> int:
     if value is None:
         return 0
-    if not (value.isascii() and value.isdigit() and len(value) <= 4 and int(value) <= ORDINAL_MAX):
-        raise InvalidTagError(f"x-taximeter-{name} must be a whole number from 0 to {ORDINAL_MAX}")
+    if not (value.isascii() and value.isdigit() and len(value) <= 5 and int(value) <= largest):
+        raise InvalidTagError(f"x-taximeter-{name} must be a whole number from 0 to {largest}")
     return int(value)
 
 
@@ -85,6 +93,8 @@ def _attributes(text: str) -> dict[str, str]:
         name, separator, value = (piece.strip() for piece in part.partition("="))
         if not name or not separator or name in attributes:
             raise InvalidTagError('x-taximeter-attributes must be "name=value, name=value", each name once')
+        if name.startswith(OWN_PREFIX):
+            raise InvalidTagError(f"x-taximeter-attributes: names that begin with {OWN_PREFIX} are the gateway's own")
         if len(name) > NAME_CHARACTERS_MAX or len(value) > VALUE_CHARACTERS_MAX:
             raise InvalidTagError(
                 f"x-taximeter-attributes: {NAME_CHARACTERS_MAX} characters a name and {VALUE_CHARACTERS_MAX} a value"

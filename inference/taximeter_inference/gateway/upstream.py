@@ -1,7 +1,7 @@
 """The model server behind the gateway, reached with aiohttp."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
@@ -36,15 +36,15 @@ class Upstream:
         )
 
     @asynccontextmanager
-    async def post(self, path: str, payload: bytes, request_id: str) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def post(
+        self, path: str, payload: bytes, headers: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request; the answer's body is read by the caller. Raises UpstreamUnreachableError and UpstreamTimeoutError.
 
         Leaving before the end closes the connection, which makes the model server stop.
         """
         with failures():
-            response = await self._session.post(
-                self._url + path, data=payload, headers={"X-Request-Id": request_id}, allow_redirects=False
-            )
+            response = await self._session.post(self._url + path, data=payload, headers=headers, allow_redirects=False)
         try:
             yield response
         finally:
