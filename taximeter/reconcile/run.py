@@ -52,7 +52,7 @@ def reconcile_all(
         with operations.opened(settings) as book:
             invoices = [row for row in list_invoices(book) if _within(row, scope)]
             progress(f"{len(invoices)} invoices against the raw rows")
-            report.checks.append(check_invoices(client, invoices, _tenants(book)))
+            report.checks.append(check_invoices(client, invoices, declared_tenants(book)))
             progress("invoices against Stripe")
             report.checks.append(check_stripe(settings, invoices))
             report.checks.append(check_parked(row for row in list_parked(book) if scope.tenant in (None, row.tenant)))
@@ -115,7 +115,8 @@ def check_stripe(settings: BillingSettings, invoices: list[InvoiceRow]) -> Check
     return Check("invoice = Stripe", f"{len(pushed)} invoices by total, currency and lines{waiting}", tuple(findings))
 
 
-def _tenants(book: Engine) -> dict[str, Tenant]:
+def declared_tenants(book: Engine) -> dict[str, Tenant]:
+    """The tenants that the book knows, by id."""
     with Session(book) as session:
         things = current(session)
     return {key: Tenant.model_validate(body) for (kind, key), body in things.items() if kind is ControlKind.TENANT}
