@@ -5,7 +5,7 @@ UV := .venv/bin/uv
 RUN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo up clean bench-gateway bench-budget
+.PHONY: help setup check test demo up clean bench-gateway bench-budget vllm test-vllm
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
@@ -26,7 +26,7 @@ check: setup ## Lint, types and import direction
 	$(RUN)/lint-imports
 
 test: setup ## The tests, on the embedded stack
-	$(RUN)/pytest -m "not kafka and not traces and not stripe_live"
+	$(RUN)/pytest -m "not kafka and not traces and not stripe_live and not vllm"
 
 demo: setup ## The whole pipeline, from a request to a proven invoice
 	$(RUN)/taximeter demo
@@ -50,3 +50,9 @@ bench-gateway: .cache/litellm-venv/.ready ## Our gateway beside LiteLLM's proxy:
 
 bench-budget: .cache/litellm-venv/.ready ## Budgets beside LiteLLM's: who lets how much through
 	$(RUN)/python -m tests.benchmarks.budget_race --litellm-python $(LITELLM_PYTHON)
+
+vllm: setup ## An environment with vLLM for CPUs and tiny models, in .cache
+	@.ci/vllm/setup.sh
+
+test-vllm: vllm ## The suite on real vLLM
+	$(RUN)/pytest -m vllm tests/vllm

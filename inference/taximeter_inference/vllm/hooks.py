@@ -1,0 +1,133 @@
+"""The plugin's hold on vLLM: five methods of the engine's output processor, each called once a sequence, never once a token.
+
+The hooks are attributes of the one running OutputProcessor; its class and its files stay as they are.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from taximeter_inference.vllm.engine_types import EngineRequest, SequenceState
+from taximeter_inference.vllm.exchange import CURRENT, ClosedSequence, Exchange, Part
+
+Prepare = Callable[[EngineRequest, Exchange], None]
+"""Checks a request and sets what only the worker may set, before it enters the engine."""
+
+ABORTED, FAILED, FINISHED = "abort", "error", "stop"
+_HOOKED = ("add_request", "abort_requests", "_finish_request", "_update_stats_from_finished", "propagate_error")
+
+
+class EngineHooks:
+    """Books every sequence on the exchange that caused it, and hands on what is over.
+
+    `begin` numbers an exchange that has reached the engine; `leave` takes a part that is over.
+    """
+
+    def __init__(self, prepare: Prepare, begin: Callable[[], int], leave: Callable[[Part], None]) -> None:
+        self._prepare = prepare
+        self._begin = begin
+        self._leave = leave
+        self._owners: dict[str, tuple[Exchange, SequenceState]] = {}
+        self._unreasoned: dict[str, tuple[Exchange, ClosedSequence]] = {}
+        self._processor: Any = None
+
+    def running(self) -> list[SequenceState]:
+        """The sequences in the engine now. Safe to ask from another thread."""
+        return [state for _, state in list(self._owners.values())]
+
+    def attach(self, processor: Any) -> None:
+        """Take hold of an engine's output processor (which `drift` has checked)."""
+        self._processor = processor
+        add, abort = processor.add_request, processor.abort_requests
+        finish, observe = processor._finish_request, processor._update_stats_from_finished
+        propagate, states = processor.propagate_error, processor.request_states
+
+        def add_request(
+            request: Any, prompt: Any, parent_req: Any = None, request_index: int = 0, queue: Any = None
+        ) -> None:
+            identity = request.request_id
+            if identity in states:
+                add(request, prompt, parent_req, request_index, queue)
+                self._reason(identity, FINISHED)
+                return
+            exchange = CURRENT.get() or _stray()
+            self._prepare(request, exchange)
+            add(request, prompt, parent_req, request_index, queue)
+            if exchange.number is None:
+                exchange.number = self._begin()
+            exchange.open += 1
+            self._owners[identity] = (exchange, states[identity])
+
+        def abort_requests(request_ids: Iterable[str], internal: bool) -> list[str]:
+            aborted: list[str] = abort(request_ids, internal)
+            for identity in aborted:
+                self._close(identity)
+                self._reason(identity, ABORTED)
+            return aborted
+
+        def finish_request(req_state: Any) -> None:
+            finish(req_state)
+            self._close(req_state.request_id)
+
+        def update_stats_from_finished(req_state: Any, finish_reason: Any, iteration_stats: Any) -> None:
+            observe(req_state, finish_reason, iteration_stats)
+            self._reason(req_state.request_id, str(finish_reason))
+
+        def propagate_error(e: Exception) -> None:
+            propagate(e)
+            self._close_all(FAILED)
+
+        hooks = (add_request, abort_requests, finish_request, update_stats_from_finished, propagate_error)
+        for name, hook in zip(_HOOKED, hooks, strict=True):
+            setattr(processor, name, hook)
+
+    def detach(self) -> None:
+        """Let go. What is in the engine still is metered as aborted, with what it had used."""
+        for exchange, _ in self._owners.values():
+            exchange.over = True
+        self._close_all(ABORTED)
+        for name in _HOOKED:
+            with contextlib.suppress(AttributeError):
+                delattr(self._processor, name)
+
+    def end(self, exchange: Exchange) -> None:
+        """The exchange's answer has ended. It leaves now, or with its last sequence."""
+        exchange.over = True
+        if exchange.open == 0:
+            self._hand_on(exchange)
+
+    def _close(self, identity: str) -> None:
+        owner = self._owners.pop(identity, None)
+        if owner is not None:
+            exchange, state = owner
+            closed = ClosedSequence(state)
+            exchange.closed.append(closed)
+            self._unreasoned[identity] = (exchange, closed)
+
+    def _reason(self, identity: str, reason: str) -> None:
+        """Why a sequence ended, told just after it was closed, in the same turn of the event loop."""
+        entry = self._unreasoned.pop(identity, None)
+        if entry is not None:
+            exchange, closed = entry
+            closed.reason = reason
+            exchange.open -= 1
+            if exchange.over and exchange.open == 0:
+                self._hand_on(exchange)
+
+    def _close_all(self, reason: str) -> None:
+        for identity in list(self._owners):
+            self._close(identity)
+            self._reason(identity, reason)
+
+    def _hand_on(self, exchange: Exchange) -> None:
+        part = exchange.take_part(time.perf_counter())
+        if part is not None:
+            self._leave(part)
+
+
+def _stray() -> Exchange:
+    """An exchange for a sequence that nobody announced: it is metered too, and over when the sequence is."""
+    exchange = Exchange(None, "", time.perf_counter())
+    exchange.over = True
+    return exchange

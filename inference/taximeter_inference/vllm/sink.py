@@ -1,0 +1,159 @@
+"""The thread that turns what is over into events and hands them to the producer, away from the event loop.
+
+It wakes a few times a second and works in batches: waking it for every request would make it fight with the event loop for
+the interpreter. When even the spool is full, events stay here and the worker takes no new requests: what cannot be metered
+is not served.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from functools import partial
+
+from taximeter_inference.vllm.blocks import COUNTS_ONLY, NOTHING_KNOWN, BlockReport
+from taximeter_inference.vllm.busy_time import BusyTime
+from taximeter_inference.vllm.engine_types import SequenceState
+from taximeter_inference.vllm.exchange import Part
+from taximeter_inference.vllm.journal import Journal
+from taximeter_inference.vllm.usage import Origin, build_event, count
+from taximeter_producers import Safe, SpoolFullError, UsageEvent, UsageProducer
+
+WAKE_SECONDS = 0.05
+STOP_SECONDS_MAX = 10.0
+_log = logging.getLogger(__name__)
+
+Blocks = Callable[[Part, bool], BlockReport | None]
+"""What is known about a part's blocks; None while more is to come (unless the second argument says that time is up)."""
+
+
+def counts_only(part: Part, _time_is_up: bool) -> BlockReport:
+    """What is known without KV events."""
+    return COUNTS_ONLY if any(count(closed).cached for closed in part.sequences) else NOTHING_KNOWN
+
+
+class EventSink:
+    """Takes parts on the event loop; everything else happens in its thread."""
+
+    def __init__(
+        self,
+        producer: UsageProducer,
+        journal: Journal,
+        origin: Origin,
+        *,
+        gpus: int = 1,
+        blocks: Blocks = counts_only,
+    ) -> None:
+        self._producer = producer
+        self._journal = journal
+        self._origin = origin
+        self._gpus = gpus
+        self._blocks = blocks
+        self._parts: deque[Part] = deque()
+        self._waiting: list[tuple[Part, float]] = []
+        """Parts whose blocks are not all known, with their GPU-seconds."""
+        self._held: deque[tuple[UsageEvent, int]] = deque()
+        """Events that the spool had no room for."""
+        self._busy = BusyTime()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="taximeter-sink", daemon=True)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether events can be taken."""
+        return not self._held
+
+    @property
+    def busy_seconds(self) -> float:
+        """The worker's busy time that events have been settled for, in seconds of one GPU."""
+        return self._busy.busy_seconds
+
+    def start(self, open_sequences: Callable[[], list[SequenceState]]) -> None:
+        """Start the thread. `open_sequences` tells what is in the engine now."""
+        self._open_sequences = open_sequences
+        self._thread.start()
+
+    def take(self, part: Part) -> None:
+        """Take a part. Called on the event loop; costs next to nothing."""
+        self._parts.append(part)
+
+    def close(self) -> None:
+        """Everything taken becomes an event, and is on the broker or on disk."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(STOP_SECONDS_MAX)
+        if self._held:
+            _log.critical("%d usage events are lost: there was no room for them", len(self._held))
+        self._producer.close()
+        self._journal.close()
+
+    def _run(self) -> None:
+        while True:
+            stopping = self._stopping
+            self._turn(stopping)
+            if stopping:
+                return
+            self._wake.wait(WAKE_SECONDS)
+
+    def _turn(self, time_is_up: bool) -> None:
+        self._retry()
+        self._take_in()
+        waiting, self._waiting = self._waiting, []
+        for part, gpu_seconds in waiting:
+            try:
+                blocks = self._blocks(part, time_is_up)
+                if blocks is None:
+                    self._waiting.append((part, gpu_seconds))
+                else:
+                    self._send(build_event(part, self._origin, gpu_seconds, blocks, datetime.now(UTC)), part.number)
+            except Exception:  # noqa: BLE001 - the requests beside it are still metered
+                _log.critical("request %d could not be metered", part.number, exc_info=True)
+
+    def _take_in(self) -> None:
+        """Settle the busy time of new parts, in the order in which they ended."""
+        if not self._parts:
+            return
+        running = [stats for state in self._open_sequences() if (stats := state.stats) is not None]
+        starts = [stats.scheduled_ts for stats in running if stats.scheduled_ts > 0.0]
+        while self._parts:
+            part = self._parts.popleft()
+            seconds = 0.0
+            for closed in part.sequences:
+                stats = closed.state.stats
+                if stats is not None and 0.0 < stats.scheduled_ts < stats.last_token_ts:
+                    seconds += self._busy.settle(stats.scheduled_ts, stats.last_token_ts, starts)
+            self._waiting.append((part, seconds * self._gpus))
+        oldest = min((stats.arrival_time for stats in running), default=time.time())
+        # Arrival is told by the clock on the wall, the engine's times by the monotonic one of the same machine.
+        self._busy.forget(time.monotonic() - max(0.0, time.time() - oldest) - 1.0)
+
+    def _send(self, event: UsageEvent, number: int) -> None:
+        if self._held:
+            self._held.append((event, number))
+            return
+        try:
+            safe = self._producer.submit(event)
+        except SpoolFullError as error:
+            _log.error("no room for usage events, new requests are refused: %s", error)
+            self._held.append((event, number))
+        else:
+            safe.add_done_callback(partial(self._on_safe, number, event.id))
+
+    def _retry(self) -> None:
+        held, self._held = self._held, deque()
+        while held:
+            self._send(*held.popleft())
+            if self._held:
+                self._held.extend(held)
+                return
+
+    def _on_safe(self, number: int, event_id: str, safe: "Future[Safe]") -> None:
+        error = safe.exception()
+        if error is None:
+            self._journal.safe(number)
+        else:
+            _log.error("a usage event is not safe: %s", error, extra={"event_id": event_id})

@@ -1,0 +1,199 @@
+"""From the closed sequences of a request to its usage event. Pure.
+
+The engine's count is the truth: what a sequence generated, also when its stream broke off, and its prompt once the first token
+was there (before that the engine counts nothing, and neither does the event). A prompt with several answers (n > 1) passes the
+engine once an answer but is billed once, as its first answer was computed; the engine's own sums then stand in attributes.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from taximeter_inference.vllm.blocks import BlockReport
+from taximeter_inference.vllm.engine_types import SequenceState
+from taximeter_inference.vllm.exchange import ClosedSequence, Part
+from taximeter_inference.vllm.tags import OPERATIONS, is_named, root_of, untagged
+from taximeter_schemas.events import (
+    TOKENS_MAX,
+    Cache,
+    CacheRead,
+    Operation,
+    Outcome,
+    Timing,
+    Tokens,
+    UsageData,
+    UsageEvent,
+    Worker,
+)
+
+ATTRIBUTES_MAX, VALUE_CHARACTERS_MAX = 32, 256
+_MILLISECONDS_MAX = 86_400_000.0
+_OUTCOMES = {"length": Outcome.LENGTH, "abort": Outcome.ABORTED, "error": Outcome.ERROR}
+_WORST_FIRST = (Outcome.ERROR, Outcome.ABORTED, Outcome.LENGTH, Outcome.COMPLETED)
+_NOT_IN_TAGS = re.compile(r"[^A-Za-z0-9._:/@+-]")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who meters: the worker's name, its name in this start, the base model's served name."""
+
+    worker: str
+    boot: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceCount:
+    """What the engine counted for one sequence."""
+
+    prompt: int = 0
+    cached: int = 0
+    output: int = 0
+
+
+def count(closed: ClosedSequence) -> SequenceCount:
+    """A sequence's tokens, as the engine's own counters have them."""
+    state = closed.state
+    output = state.stats.num_generation_tokens if state.stats is not None else _detokenized(state)
+    # The engine counts a prompt with its first output. An aborted or failed sequence may have ended before.
+    if state.is_prefilling or (output == 0 and closed.reason in ("abort", "error")):
+        return SequenceCount()
+    return SequenceCount(state.prompt_len, min(state.num_cached_tokens, state.prompt_len), output)
+
+
+def build_event(part: Part, origin: Origin, gpu_seconds: float, blocks: BlockReport, now: datetime) -> UsageEvent:
+    """The event of a part of a request."""
+    tags = part.tags or untagged(part.path)
+    named = is_named(tags)
+    identity = tags.request_id if named else f"{origin.boot}:{part.number}"
+    if part.ordinal:
+        identity = f"{identity}/{part.ordinal}"
+    counts = [count(closed) for closed in part.sequences]
+    billed = _billed(part.sequences, counts)
+    operation = tags.operation if tags.operation is not Operation.OTHER else OPERATIONS.get(part.path, Operation.OTHER)
+    return UsageEvent(
+        id=identity,
+        source=gateway_source(tags.request_id) if named else f"taximeter-vllm/{origin.worker}",
+        time=now,
+        subject=tags.tenant,
+        data=UsageData(
+            tenant=tags.tenant,
+            feature=tags.feature,
+            model=as_tag(origin.model),
+            adapter=next((as_tag(c.state.lora_name) for c in part.sequences if c.state.lora_name), None),
+            tokens=_tokens(counts, billed),
+            operation=operation,
+            request_id=identity,
+            root_request_id=root_of(tags) or identity,
+            hop=tags.hop,
+            attempt=tags.attempt,
+            outcome=_outcome(part),
+            cache=Cache(
+                pool=tags.pool,
+                block_size=blocks.block_size,
+                hit_blocks=blocks.hit_blocks,
+                blocks=list(blocks.blocks),
+                attribution=blocks.attribution,
+            ),
+            timing=_timing(part),
+            worker=Worker(id=origin.boot, sequence=part.number, gpu_seconds=round(gpu_seconds, 9)),
+            service_tier=tags.service_tier,
+            lease_id=tags.lease_id,
+            attributes=_attributes(part, counts, billed, tags.attributes),
+        ),
+    )
+
+
+def gateway_source(request_id: str) -> str:
+    """The source of the event that the gateway would send for a request that it named, so that the two are one."""
+    return f"taximeter-gateway/{request_id.partition(':')[0]}"
+
+
+def as_tag(name: str) -> str:
+    """A model's name as a tag."""
+    return _NOT_IN_TAGS.sub("-", name).lstrip("._:/@+-")[:128] or "unnamed"
+
+
+def billed_sequences(sequences: Sequence[ClosedSequence]) -> list[ClosedSequence]:
+    """One sequence of each prompt: the first of its answers that the engine counted a prompt for."""
+    counts = [count(closed) for closed in sequences]
+    return [sequences[index] for index in sorted(_billed(sequences, counts))]
+
+
+def _billed(sequences: Sequence[ClosedSequence], counts: Sequence[SequenceCount]) -> set[int]:
+    """The places of the sequences whose prompts are billed."""
+    first: dict[str, int] = {}
+    for index in sorted(range(len(sequences)), key=lambda place: sequences[place].state.request_index):
+        state = sequences[index].state
+        prompt = state.parent_req.request_id if state.parent_req is not None else state.request_id
+        if counts[index].prompt:
+            first.setdefault(prompt, index)
+    return set(first.values())
+
+
+def _tokens(counts: Sequence[SequenceCount], billed: set[int]) -> Tokens:
+    prompt = sum(counts[index].prompt for index in billed)
+    cached = sum(counts[index].cached for index in billed)
+    output = sum(one.output for one in counts)
+    return Tokens(
+        uncached_input=min(prompt - cached, TOKENS_MAX),
+        cache_read=CacheRead(gpu=min(cached, TOKENS_MAX)),
+        output=min(output, TOKENS_MAX),
+    )
+
+
+def _outcome(part: Part) -> Outcome:
+    if part.failed:
+        return Outcome.ERROR
+    found = {_OUTCOMES.get(closed.reason, Outcome.COMPLETED) for closed in part.sequences}
+    return next(outcome for outcome in _WORST_FIRST if outcome in found or outcome is Outcome.COMPLETED)
+
+
+def _timing(part: Part) -> Timing:
+    stats = [closed.state.stats for closed in part.sequences if closed.state.stats is not None]
+    queued = [one.scheduled_ts - one.queued_ts for one in stats if one.scheduled_ts > 0.0 and one.queued_ts > 0.0]
+    first = [one.first_token_latency for one in stats if one.first_token_ts > 0.0]
+    return Timing(
+        queue_ms=_milliseconds(max(queued)) if queued else None,
+        ttft_ms=_milliseconds(min(first)) if first else None,
+        total_ms=_milliseconds(part.total_seconds),
+    )
+
+
+def _attributes(
+    part: Part, counts: Sequence[SequenceCount], billed: set[int], given: "dict[str, str] | object"
+) -> dict[str, str]:
+    stats = [closed.state.stats for closed in part.sequences if closed.state.stats is not None]
+    decode = [one.last_token_ts - one.first_token_ts for one in stats if one.first_token_ts > 0.0]
+    preemptions = sum(one.num_preemptions for one in stats)
+    engine = {"engine.requests": _joined([closed.state.request_id for closed in part.sequences])}
+    if decode:
+        engine["engine.decode_ms"] = str(round(_milliseconds(max(decode)), 3))
+    if preemptions:
+        engine["engine.preemptions"] = str(preemptions)
+    if len(billed) != sum(1 for one in counts if one.prompt):
+        engine["engine.prompt_tokens"] = str(sum(one.prompt for one in counts))
+        engine["engine.cached_tokens"] = str(sum(one.cached for one in counts))
+    attributes = dict(given) if isinstance(given, dict) else {}
+    room = ATTRIBUTES_MAX - len(engine)
+    return {**dict(list(attributes.items())[:room]), **engine}
+
+
+def _joined(names: Sequence[str]) -> str:
+    """As many as fit, and how many more there are."""
+    text = ""
+    for index, name in enumerate(names):
+        more = f" and {len(names) - index} more"
+        if len(text) + 1 + len(name) + len(more) > VALUE_CHARACTERS_MAX:
+            return (text + more)[:VALUE_CHARACTERS_MAX]
+        text += f",{name}" if text else name
+    return text
+
+
+def _milliseconds(seconds: float) -> float:
+    return min(max(0.0, seconds * 1_000), _MILLISECONDS_MAX)
+
+
+def _detokenized(state: SequenceState) -> int:
+    return state.detokenizer.num_output_tokens() if state.detokenizer is not None else 0

@@ -1,0 +1,166 @@
+"""A worker that meters itself: the plugin's parts put together, for a server and for programs that use the engine directly."""
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+from taximeter_inference.gateway.salt import PoolKeys
+from taximeter_inference.vllm.blocks import BlockReport
+from taximeter_inference.vllm.drift import TESTED_VERSIONS, check_vllm
+from taximeter_inference.vllm.errors import WorkerError
+from taximeter_inference.vllm.exchange import CURRENT, Exchange, Part
+from taximeter_inference.vllm.hooks import EngineHooks
+from taximeter_inference.vllm.isolation import Guard
+from taximeter_inference.vllm.journal import Journal
+from taximeter_inference.vllm.settings import WorkerSettings
+from taximeter_inference.vllm.sink import EventSink, counts_only
+from taximeter_inference.vllm.tags import explicit_tags
+from taximeter_inference.vllm.usage import Origin
+from taximeter_producers import SpoolBusyError, UsageProducer
+from taximeter_schemas.events import Operation
+
+PROCESSES_MAX = 64
+"""API server processes of one worker: each has a spool of its own."""
+_log = logging.getLogger(__name__)
+
+
+class WorkerMeter:
+    """Meters every request of one running engine. Raises DriftError, WorkerError and the producer's errors.
+
+    `engine` is vLLM's AsyncLLM, LLMEngine or LLM. A server uses `begin` and `end` around each request; a program uses
+    `request`, and `close` (or `with`) at its end.
+    """
+
+    def __init__(self, engine: Any, settings: WorkerSettings) -> None:
+        if (problem := settings.problem()) is not None:
+            raise WorkerError(problem)
+        self.version = check_vllm()
+        if not self.version.startswith(TESTED_VERSIONS):
+            _log.warning("vLLM %s has all that the metering plugin holds on to, but was not tested", self.version)
+        owner = getattr(engine, "llm_engine", engine)
+        config = owner.vllm_config
+        self.settings = settings
+        self._producer, name = _open_producer(settings)
+        self._journal = Journal(settings.spool_dir / f"{name}.open")
+        self._report_lost()
+        self._numbers = itertools.count()
+        keys = _pool_keys(settings)
+        guard = Guard(
+            keys,
+            meter_untagged=settings.worker_untagged == "meter",
+            adapters=settings.worker_adapters,
+            privileges=settings.worker_privileges,
+            label_blocks=bool(settings.worker_kv_events),
+            refuse=_client_error,
+        )
+        self._sink = EventSink(
+            self._producer,
+            self._journal,
+            Origin(name, self._producer.worker_id, served_name(config.model_config)),
+            gpus=settings.worker_gpus or int(getattr(config.parallel_config, "world_size", 1)),
+            blocks=self._block_source(keys),
+        )
+        self._hooks = EngineHooks(guard.prepare, self._begin_number, self._sink.take)
+        self._hooks.attach(owner.output_processor)
+        self._sink.start(self._hooks.running)
+        _log.info("metering vLLM %s as %s", self.version, self._producer.worker_id)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether requests can be metered now."""
+        return self._sink.has_room
+
+    @contextmanager
+    def request(
+        self,
+        tenant: str,
+        feature: str,
+        *,
+        operation: Operation = Operation.OTHER,
+        root_request_id: str | None = None,
+        pool: str | None = None,
+    ) -> Iterator[None]:
+        """Whatever the engine is asked for within is one request of that tenant. Raises ForeignTagsError for bad names."""
+        tags = explicit_tags(tenant, feature, operation, root_request_id, pool)
+        exchange = Exchange(tags, "", time.perf_counter())
+        before = CURRENT.set(exchange)
+        try:
+            yield
+        except Exception:
+            exchange.failed = True
+            raise
+        finally:
+            CURRENT.reset(before)
+            self.end(exchange)
+
+    def end(self, exchange: Exchange) -> None:
+        """The exchange's answer has ended."""
+        self._hooks.end(exchange)
+
+    def close(self) -> None:
+        """Let go of the engine; all events are on the broker or on disk when it returns. Closing twice does nothing."""
+        if self._producer is not None:
+            self._hooks.detach()
+            self._sink.close()
+            self._producer = None  # type: ignore[assignment]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _begin_number(self) -> int:
+        number = next(self._numbers)
+        self._journal.begin(number)
+        return number
+
+    def _report_lost(self) -> None:
+        before, lost = self._journal.adopt(self._producer.worker_id)
+        if lost:
+            _log.error(
+                "%d requests were in the engine of %s when it was killed, and are not metered: numbers %s",
+                len(lost),
+                before,
+                ", ".join(map(str, lost[:100])),
+            )
+
+    def _block_source(self, keys: PoolKeys | None) -> Callable[[Part, bool], BlockReport | None]:
+        return counts_only
+
+
+def served_name(model_config: Any) -> str:
+    """The name that the base model is served under."""
+    names = getattr(model_config, "served_model_name", None) or model_config.model
+    return str(names[0] if isinstance(names, list | tuple) else names)
+
+
+def _open_producer(settings: WorkerSettings) -> tuple[UsageProducer, str]:
+    """A producer with a spool of its own: several API server processes may share a worker's name."""
+    for number in range(PROCESSES_MAX):
+        name = f"{settings.worker_id}-{number}" if number else settings.worker_id
+        try:
+            producer = UsageProducer(
+                bootstrap_servers=settings.kafka_bootstrap_servers, producer_id=name, spool_dir=settings.spool_dir
+            )
+        except SpoolBusyError:
+            continue
+        return producer, name
+    raise WorkerError(f"{PROCESSES_MAX} processes already use the worker id {settings.worker_id}")
+
+
+def _pool_keys(settings: WorkerSettings) -> PoolKeys | None:
+    if settings.salt_secret is None or settings.worker_isolation == "off":
+        return None
+    return PoolKeys(settings.salt_secret.get_secret_value().encode(), settings.salt_key_id)
+
+
+def _client_error(message: str) -> Exception:
+    """An error that vLLM's server answers with status 400, and an engine used directly raises."""
+    from vllm.exceptions import VLLMValidationError
+
+    error: Exception = VLLMValidationError(message)
+    return error

@@ -1,0 +1,1 @@
+"""The suite on real vLLM: a tiny model on the CPU, from `make vllm`."""

@@ -1,0 +1,193 @@
+"""A real vLLM server with the plugin in it, for tests: started, asked, killed; its own counters beside its events."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+
+from taximeter.embedded.ports import free_port
+from taximeter.embedded.processes import ChildProcess
+from taximeter_inference.forwarding import Forwarded, sign
+from taximeter_producers.topics import ensure_topics
+from taximeter_schemas import wire
+from taximeter_schemas.events import Operation, input_tokens
+from taximeter_schemas.topics import USAGE_EVENTS
+from tests.topic_reader import read_topic
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = Path(os.environ.get("TAXIMETER_VLLM_PYTHON", ROOT / ".cache/vllm-venv/bin/python"))
+MODELS = Path(os.environ.get("TAXIMETER_VLLM_MODELS", ROOT / ".cache/vllm-models"))
+START_SECONDS_MAX = 300.0
+SECONDS_MAX = 60.0
+BLOCK_SIZE = 32
+SECRET = "a forwarding secret for the tests"
+_SERVER = (
+    "-m", "vllm.entrypoints.launchers.api_server.entry", "--host", "127.0.0.1", "--dtype", "float32",
+    "--enforce-eager", "--enable-prompt-tokens-details", "--max-model-len", "2048", "--max-num-seqs", "64",
+    "--disable-uvicorn-access-log", "--middleware", "taximeter_inference.vllm.Middleware",
+)  # fmt: skip
+
+
+@dataclass
+class VllmWorker:
+    """One server. `settings` are TAXIMETER_... variables over those that every test worker has."""
+
+    folder: Path
+    bootstrap_servers: str
+    model: str = "generator"
+    arguments: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.port = free_port()
+        self.worker_id = f"worker-{uuid4().hex[:8]}"
+        self.state_dir = self.folder / "state"
+        self.kv_events = f"ipc://{self.folder}/kv"
+        environment = {
+            "PATH": f"{PYTHON.parent}:{os.environ['PATH']}",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "PYTHONDONTWRITEBYTECODE": "",
+            "TAXIMETER_KAFKA_BOOTSTRAP_SERVERS": self.bootstrap_servers,
+            "TAXIMETER_WORKER_ID": self.worker_id,
+            "TAXIMETER_STATE_DIR": str(self.state_dir),
+            "TAXIMETER_FORWARDING_SECRET": SECRET,
+            "TAXIMETER_SALT_SECRET": "a salt secret for the tests",
+            **self.settings,
+        }
+        served = ("--model", str(MODELS / self.model), "--served-model-name", "tiny", "--port", str(self.port))
+        self._child = ChildProcess(
+            "vllm", (str(PYTHON), *_SERVER, *served, *self.arguments), environment, self.folder / "vllm.log"
+        )
+
+    def begin_start(self) -> None:
+        """Start it without waiting."""
+        ensure_topics(self.bootstrap_servers, 1, 1)
+        self._child.start()
+
+    def await_start(self) -> None:
+        """Wait until it serves."""
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while True:
+            assert self._child.running, f"vLLM ended: {self._child.log_tail(30)}"
+            assert time.monotonic() < deadline, f"vLLM does not serve: {self._child.log_tail(30)}"
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/health").status_code == 200:
+                    return
+            time.sleep(0.2)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        """What it said."""
+        return self._child.log_path.read_text(errors="replace")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Send it a signal, wait for its end, and end what it leaves behind."""
+        self._child.signal(number)
+        with contextlib.suppress(Exception):
+            self._child.wait(SECONDS_MAX)
+        if self._child.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
+
+    def headers(
+        self,
+        tenant: str = "acme",
+        *,
+        pool: str | None = None,
+        request_id: str | None = None,
+        operation: Operation = Operation.OTHER,
+    ) -> dict[str, str]:
+        """Tags as a gateway signs them."""
+        identity = request_id or f"gateway-1:{uuid4().hex[:8]}:1"
+        tags = Forwarded(tenant, "chat", identity, identity, pool or f"tenant:{tenant}", operation=operation)
+        return dict(sign(tags, SECRET.encode(), int(time.time())))
+
+    def post(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> httpx.Response:
+        """Ask it, as acme unless told otherwise."""
+        return httpx.post(f"{self.url}{path}", json=body, headers=headers or self.headers(), timeout=SECONDS_MAX)
+
+    @contextlib.contextmanager
+    def stream(
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> Iterator[httpx.Response]:
+        """Ask it for a stream."""
+        with (
+            httpx.Client(timeout=SECONDS_MAX) as client,
+            client.stream("POST", f"{self.url}{path}", json=dict(body), headers=headers or self.headers()) as answer,
+        ):
+            yield answer
+
+    def total(self, name: str) -> int:
+        """The sum of a metric of vLLM over its labels."""
+        text = httpx.get(f"{self.url}/metrics", timeout=SECONDS_MAX).text
+        found = re.findall(rf"^vllm:{name}(?:{{[^}}]*}})? ([0-9.e+]+)$", text, re.MULTILINE)
+        return int(sum(map(float, found)))
+
+    def await_gauge(self, name: str, value: int) -> None:
+        """Wait until a metric of vLLM has that value."""
+        deadline = time.monotonic() + SECONDS_MAX
+        while (found := self.total(name)) != value:
+            assert time.monotonic() < deadline, f"{name} is {found}, not {value}"
+            time.sleep(0.05)
+
+    def counters(self) -> "Counters":
+        """The engine's own totals."""
+        return Counters(
+            self.total("prompt_tokens_total"),
+            self.total("prompt_tokens_cached_total"),
+            self.total("generation_tokens_total"),
+        )
+
+    def events(self) -> list[wire.UsageEvent]:
+        """Its events on the log, in the order of its numbers."""
+        messages = read_topic(self.bootstrap_servers, USAGE_EVENTS.name)
+        decoded = [wire.decode(message.value() or b"") for message in messages]
+        own = {(e.source, e.id): e for e in decoded if e.data.worker and e.data.worker.id.startswith(self.worker_id)}
+        return sorted(own.values(), key=lambda event: event.data.worker.sequence if event.data.worker else 0)
+
+    def await_events(self, count: int) -> list[wire.UsageEvent]:
+        """Its events, once there are that many of them (and no more)."""
+        deadline = time.monotonic() + SECONDS_MAX
+        while len(events := self.events()) < count:
+            assert time.monotonic() < deadline, f"{len(events)} of {count} events: {self._child.log_tail(30)}"
+            time.sleep(0.1)
+        assert len(events) == count, [json.dumps([e.id, str(e.data.outcome)]) for e in events]
+        return events
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Token totals: as the engine's Prometheus counters have them, or as events add up to."""
+
+    prompt: int
+    cached: int
+    output: int
+
+
+def engine_sum(events: list[wire.UsageEvent]) -> Counters:
+    """What the events say that the engine counted: with several answers to a prompt that is more than what they bill."""
+    prompt = cached = output = 0
+    for event in events:
+        tokens, attributes = event.data.tokens, event.data.attributes
+        prompt += int(attributes.get("engine.prompt_tokens", input_tokens(tokens)))
+        cached += int(attributes.get("engine.cached_tokens", tokens.cache_read.gpu))
+        output += tokens.output
+    return Counters(prompt, cached, output)
