@@ -27,7 +27,7 @@ _COMMANDS = {
     "apply": "billing",
     "savings": "billing",
 }
-_GROUPS = {"keys": "billing", "invoice": "billing", "stripe": "billing", "parked": "billing"}
+_GROUPS = {"keys": "billing", "invoice": "billing", "stripe": "billing", "parked": "billing", "alerts": "billing"}
 
 console = Console(stderr=True)
 

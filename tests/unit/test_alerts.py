@@ -4,15 +4,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from standardwebhooks import Webhook
 
 from taximeter_schemas.budgets import AlertKind, BudgetAlert
 from taximeter_schemas.tenants import AlertEndpoint
 from taximeter_streams.alerts import Delivery, DeliveryLog, DeliveryStatus
-from taximeter_streams.alerts.payload import sentence, webhook_body
+from taximeter_streams.alerts.payload import body_for, notice_body, sentence, webhook_body
 from taximeter_streams.alerts.retry import RetryStrategy
-from taximeter_streams.alerts.service import deliveries_page, endpoints_for
-from taximeter_streams.alerts.webhook import signed_headers
+from taximeter_streams.alerts.service import endpoints_for, told_of
+from taximeter_streams.alerts.webhook import headers_for
 
 NOW = datetime(2026, 11, 24, 8, 0, tzinfo=UTC)
 SECRET = "whsec_" + "c2VjcmV0" * 6
@@ -32,7 +33,9 @@ ALERT = BudgetAlert(
 
 
 def endpoint(endpoint_id: str, tenant: str | None = None, *, disabled: bool = False) -> AlertEndpoint:
-    return AlertEndpoint(id=endpoint_id, url="http://127.0.0.1:1/", secret=SECRET, tenant=tenant, disabled=disabled)
+    return AlertEndpoint(
+        id=endpoint_id, url="http://127.0.0.1:1/secret-path", secret=SECRET, tenant=tenant, disabled=disabled
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +76,7 @@ def test_the_body_carries_type_time_and_the_whole_alert() -> None:
 
 
 def test_the_signature_is_one_that_a_receiver_accepts() -> None:
-    headers = signed_headers(endpoint("ops"), "alert_1", '{"a": 1}', datetime.now(UTC))
+    headers = headers_for(endpoint("ops"), "alert_1", '{"a": 1}', datetime.now(UTC))
     assert headers["webhook-id"] == "alert_1"
     assert Webhook(SECRET).verify('{"a": 1}', headers) == {"a": 1}
 
@@ -156,45 +159,97 @@ def test_the_log_survives_a_restart(path: Path) -> None:
         assert head(log).alert_id == "b"
 
 
-def test_what_failed_is_listed_and_may_be_sent_again(path: Path) -> None:
+def test_what_has_ended_is_listed_and_may_be_sent_again(path: Path) -> None:
     with DeliveryLog(path) as log:
-        log.enter([entry("a"), entry("b")], "log", {0: 2}, NOW)
+        log.enter([entry("a"), entry("b"), entry("c", "acme")], "log", {0: 2}, NOW)
         log.failed(head(log), "HTTP 410: gone", NOW)
-        page = deliveries_page(log, "/v1/deliveries?status=failed")
-        assert page == {
-            "counts": {"failed": 1, "pending": 1},
-            "deliveries": [
-                {
-                    "alert_id": "a",
-                    "endpoint_id": "ops",
-                    "tenant": "acme",
-                    "status": "failed",
-                    "attempts": 1,
-                    "first_attempt_at": NOW.isoformat(),
-                    "next_attempt_at": None,
-                    "last_error": "HTTP 410: gone",
-                    "finished_at": NOW.isoformat(),
-                }
-            ],
+        (failed,) = log.newest(DeliveryStatus.FAILED)
+        assert failed.describe() == {
+            "alert_id": "a",
+            "endpoint_id": "ops",
+            "tenant": "acme",
+            "status": "failed",
+            "attempts": 1,
+            "first_attempt_at": NOW.isoformat(),
+            "next_attempt_at": None,
+            "last_error": "HTTP 410: gone",
+            "finished_at": NOW.isoformat(),
         }
-        assert log.redeliver("a", "ops", NOW)
-        assert not log.redeliver("a", "ops", NOW)
+        assert failed.show()["body"] == {}
+        assert [found.alert_id for found in log.newest(endpoint_id="acme")] == ["c"]
+        assert log.newest(tenant="globex") == []
+        assert log.replay("a", "ops", NOW)
+        assert not log.replay("a", "ops", NOW)  # it is on its way already
         assert log.newest(DeliveryStatus.FAILED) == []
         assert head(log).alert_id == "a"
+        log.delivered(head(log), NOW)
+        assert log.replay("a", "ops", NOW)  # also what was delivered
 
 
-def test_other_pages_and_unknown_statuses(path: Path) -> None:
+def test_everything_that_failed_at_an_endpoint_may_be_sent_again(path: Path) -> None:
     with DeliveryLog(path) as log:
-        assert deliveries_page(log, "/v1/nothing") is None
-        unknown = deliveries_page(log, "/v1/deliveries?status=lost")
-        assert unknown is not None and "no such status" in str(unknown["error"])
-        assert deliveries_page(log, "/v1/deliveries") == {"deliveries": [], "counts": {}}
+        log.enter([entry("a"), entry("b"), entry("c"), entry("d", "acme")], "log", {0: 2}, NOW)
+        for _ in range(2):
+            log.failed(head(log), "HTTP 500", NOW)
+        log.delivered(head(log), NOW)
+        log.failed(head(log, "acme"), "HTTP 500", NOW)
+        assert log.replay_failed("ops", NOW) == 2
+        assert log.counts() == {"pending": 2, "delivered": 1, "failed": 1}
+
+
+def test_a_dead_endpoint_gets_nothing_until_it_is_enabled(path: Path) -> None:
+    later = NOW + timedelta(days=3)
+    with DeliveryLog(path) as log:
+        log.enter([entry("a"), entry("b"), entry("c", "acme")], "log", {0: 3}, NOW)
+        assert log.disable("ops", "http://ops", "HTTP 410", NOW)
+        assert not log.disable("ops", "http://ops", "HTTP 500", later)
+        log.failed(log.of_alert("a")[0], "HTTP 410", NOW)
+    with DeliveryLog(path) as log:
+        assert [found.endpoint_id for found in log.heads()] == ["acme"]
+        (dead,) = log.dead_endpoints()
+        assert (dead.endpoint_id, dead.url, dead.reason, dead.disabled_at) == ("ops", "http://ops", "HTTP 410", NOW)
+        log.enter([entry("e")], "log", {0: 4}, NOW)  # what comes meanwhile waits too
+        assert log.enable("ops", later)
+        assert not log.enable("ops", later)
+        assert (head(log).alert_id, head(log).next_attempt_at, head(log).first_attempt_at) == ("b", later, None)
+
+
+def test_others_are_told_of_a_dead_endpoint() -> None:
+    dead = endpoint("acme", "acme")
+    known = [
+        dead,
+        endpoint("ops"),
+        endpoint("acme-2", "acme"),
+        endpoint("globex", "globex"),
+        endpoint("off", disabled=True),
+    ]
+    assert [found.id for found in told_of(dead, known)] == ["ops", "acme-2"]
+    assert [found.id for found in told_of(endpoint("ops"), known)] == []
+    body = notice_body(endpoint("ops"), dead, "HTTP 410", NOW)
+    assert (body["type"], body["timestamp"]) == ("endpoint.disabled", NOW.isoformat())
+    assert "secret-path" not in str(notice_body(endpoint("ops"), dead, "HTTP 410", NOW))
+
+
+def test_slack_gets_its_own_format_and_no_signature() -> None:
+    slack = AlertEndpoint.model_validate(
+        {"id": "s", "url": "https://hooks.slack.com/services/T/B/x", "format": "slack"}
+    )
+    assert body_for(slack, ALERT.model_copy(update={"tenant": "a&b"})) == {
+        "text": "a&amp;b has spent 80% of its monthly budget of 50.00 USD (40.10 USD spent, 2026-11)"
+    }
+    assert body_for(endpoint("ops"), ALERT) == webhook_body(ALERT)
+    assert "webhook-signature" not in headers_for(slack, "a", "{}", NOW)
+    with pytest.raises(ValidationError, match="needs a secret"):
+        AlertEndpoint.model_validate({"id": "s", "url": "https://example.com"})
 
 
 def test_old_deliveries_are_forgotten(path: Path) -> None:
+    later = NOW + timedelta(days=1)
     with DeliveryLog(path) as log:
-        log.enter([entry("a"), entry("b")], "log", {0: 2}, NOW)
+        log.enter([entry("a")], "log", {0: 2}, NOW)
         log.delivered(head(log), NOW)
+        log.enter([entry("b")], "log", {0: 2}, later)
         assert log.prune(NOW) == 0
-        assert log.prune(NOW + timedelta(seconds=1)) == 1
+        assert log.prune(later) == 1
         assert log.counts() == {"pending": 1}
+        assert log.prune(later + timedelta(days=90)) == 1  # it waited at a dead endpoint all the time

@@ -3,13 +3,15 @@
 import asyncio
 import signal
 
+from aiohttp import web
+
 from taximeter_producers.control import ControlFollower
-from taximeter_producers.health import HealthServer
 from taximeter_producers.logs import configure_logging
 from taximeter_producers.topics import ensure_topics
 from taximeter_streams.alerts.delivery_log import DeliveryLog
-from taximeter_streams.alerts.service import AlertsService, deliveries_page
+from taximeter_streams.alerts.service import AlertsService
 from taximeter_streams.alerts.settings import AlertsSettings
+from taximeter_streams.alerts.web import AlertsApi
 
 
 def main() -> None:
@@ -26,17 +28,18 @@ def main() -> None:
 
 
 async def _run(settings: AlertsSettings, control: ControlFollower) -> None:
-    def answer(path: str) -> dict[str, object] | None:
-        # Asked from a thread of the health server, so with a connection of its own.
-        with DeliveryLog(settings.log_path) as reading:
-            return deliveries_page(reading, path)
-
     with DeliveryLog(settings.log_path) as log:
         service = AlertsService(settings, log, control.snapshot)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, service.stop)
-        with HealthServer(settings.host, settings.alerts_port, service.ready, answer):
+        api = AlertsApi(service, log, control.snapshot, settings.admin_token)
+        runner = web.AppRunner(api.application(), access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, settings.host, settings.alerts_port).start()
             await service.run()
+        finally:
+            await runner.cleanup()
 
 
 if __name__ == "__main__":

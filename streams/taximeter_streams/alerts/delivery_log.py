@@ -4,6 +4,7 @@ One SQLite file, written by the alerts service alone; the command line may read 
 endpoints, and the topic's position moved, in one transaction, so a crash neither loses nor doubles a delivery.
 """
 
+import json
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -53,6 +54,20 @@ class Delivery:
             "last_error": self.last_error,
             "finished_at": _iso(self.finished_at),
         }
+
+    def show(self) -> dict[str, object]:
+        """As JSON for the API, with the body that is sent."""
+        return {**self.describe(), "body": json.loads(self.body)}
+
+
+@dataclass(frozen=True, slots=True)
+class DeadEndpoint:
+    """An endpoint that was given up, at the address that it had then."""
+
+    endpoint_id: str
+    url: str
+    reason: str
+    disabled_at: datetime
 
 
 class DeliveryLog:
@@ -105,16 +120,55 @@ class DeliveryLog:
         return entered
 
     def heads(self) -> list[Delivery]:
-        """The oldest pending delivery of each endpoint: the only one that may be tried, so that the order holds."""
+        """The oldest pending delivery of each living endpoint: the only one that may be tried, so that the order holds."""
         return self._select(
             "number IN (SELECT min(number) FROM delivery WHERE status = 'pending' GROUP BY endpoint_id)"
+            " AND endpoint_id NOT IN (SELECT endpoint_id FROM dead_endpoint)"
         )
 
-    def newest(self, status: DeliveryStatus | None = None, count_max: int = 1_000) -> list[Delivery]:
-        """The newest deliveries, of that status where given."""
-        if status is None:
-            return self._select("true", count_max=count_max)
-        return self._select("status = ?", (status.value,), count_max=count_max)
+    def of_alert(self, alert_id: str) -> list[Delivery]:
+        """An alert's deliveries, one for each endpoint."""
+        return self._select("alert_id = ?", (alert_id,))
+
+    def dead_endpoints(self) -> list[DeadEndpoint]:
+        """The endpoints that were given up, the last one first."""
+        rows = self._connection.execute(
+            "SELECT endpoint_id, url, reason, disabled_at FROM dead_endpoint ORDER BY disabled_at DESC"
+        )
+        return [DeadEndpoint(name, url, reason, datetime.fromtimestamp(at, UTC)) for name, url, reason, at in rows]
+
+    def disable(self, endpoint_id: str, url: str, reason: str, now: datetime) -> bool:
+        """Give an endpoint up: what is pending for it waits. False when it was given up before."""
+        changed = self._connection.execute(
+            "INSERT OR IGNORE INTO dead_endpoint (endpoint_id, url, reason, disabled_at) VALUES (?, ?, ?, ?)",
+            (endpoint_id, url, reason, now.timestamp()),
+        )
+        return changed.rowcount == 1
+
+    def enable(self, endpoint_id: str, now: datetime) -> bool:
+        """Take an endpoint back: what waits for it is due, with three days of its own. False when it was not given up."""
+        with _Transaction(self._connection):
+            changed = self._connection.execute("DELETE FROM dead_endpoint WHERE endpoint_id = ?", (endpoint_id,))
+            if changed.rowcount == 1:
+                self._connection.execute(
+                    "UPDATE delivery SET attempts = 0, first_attempt_at = NULL, next_attempt_at = ?"
+                    " WHERE endpoint_id = ? AND status = 'pending'",
+                    (now.timestamp(), endpoint_id),
+                )
+        return changed.rowcount == 1
+
+    def newest(
+        self,
+        status: DeliveryStatus | None = None,
+        count_max: int = 1_000,
+        tenant: str | None = None,
+        endpoint_id: str | None = None,
+    ) -> list[Delivery]:
+        """The newest deliveries, of that status, tenant and endpoint where given."""
+        wanted = {"status": status, "tenant": tenant, "endpoint_id": endpoint_id}
+        given = {name: value for name, value in wanted.items() if value is not None}
+        condition = " AND ".join(["true", *(f"{name} = ?" for name in given)])
+        return self._select(condition, tuple(map(str, given.values())), count_max)
 
     def counts(self) -> dict[str, int]:
         """How many deliveries have each status."""
@@ -132,18 +186,30 @@ class DeliveryLog:
         """Given up."""
         self._attempted(delivery, DeliveryStatus.FAILED, now, error, None)
 
-    def redeliver(self, alert_id: str, endpoint_id: str, now: datetime) -> bool:
-        """Make a failed delivery pending again, as if new. False when there is no such failed delivery."""
+    def replay(self, alert_id: str, endpoint_id: str, now: datetime) -> bool:
+        """Send a delivery that ended once more, as if new and before what waits. False when no such one has ended."""
+        return (
+            self._replay("alert_id = ? AND endpoint_id = ? AND status != 'pending'", (alert_id, endpoint_id), now) == 1
+        )
+
+    def replay_failed(self, endpoint_id: str, now: datetime) -> int:
+        """Send everything once more that failed at that endpoint; returns how many."""
+        return self._replay("endpoint_id = ? AND status = 'failed'", (endpoint_id,), now)
+
+    def _replay(self, condition: str, values: tuple[object, ...], now: datetime) -> int:
         changed = self._connection.execute(
             "UPDATE delivery SET status = 'pending', attempts = 0, first_attempt_at = NULL, finished_at = NULL,"
-            " next_attempt_at = ? WHERE alert_id = ? AND endpoint_id = ? AND status = 'failed'",
-            (now.timestamp(), alert_id, endpoint_id),
+            f" next_attempt_at = ? WHERE {condition}",
+            (now.timestamp(), *values),
         )
-        return changed.rowcount == 1
+        return changed.rowcount
 
     def prune(self, before: datetime) -> int:
-        """Forget deliveries that ended before that time, and return how many."""
-        return self._connection.execute("DELETE FROM delivery WHERE finished_at < ?", (before.timestamp(),)).rowcount
+        """Forget deliveries that ended, or were to be tried last, before that time; returns how many."""
+        return self._connection.execute(
+            "DELETE FROM delivery WHERE finished_at < ? OR (status = 'pending' AND next_attempt_at < ?)",
+            (before.timestamp(), before.timestamp()),
+        ).rowcount
 
     def _attempted(
         self, delivery: Delivery, status: DeliveryStatus, now: datetime, error: str | None, next_at: datetime | None

@@ -27,3 +27,11 @@ CREATE TABLE IF NOT EXISTS position (
     next_offset INTEGER NOT NULL,
     PRIMARY KEY (log_id, partition)
 );
+
+-- Endpoints that the service gave up: nothing is sent there until it is enabled, or declared with another address.
+CREATE TABLE IF NOT EXISTS dead_endpoint (
+    endpoint_id TEXT PRIMARY KEY,
+    url TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    disabled_at REAL NOT NULL
+);

@@ -1,10 +1,12 @@
 """What a webhook says: a budget alert as JSON for programs, with one sentence for people. Pure."""
 
-from datetime import UTC
+from datetime import UTC, datetime
 from decimal import Decimal
+from urllib.parse import urlsplit
 
 from taximeter_schemas.budgets import AlertKind, BudgetAlert
 from taximeter_schemas.money import currency_exponent, format_pico
+from taximeter_schemas.tenants import AlertEndpoint, AlertFormat
 
 _PERIODS = {7: "monthly", 10: "daily"}
 """Length of a period's label ("2026-11", "2026-11-24") to the kind of period; an hour's is longer."""
@@ -30,6 +32,27 @@ def sentence(alert: BudgetAlert) -> str:
     if alert.kind is AlertKind.FORECAST:
         return f"at this rate {alert.tenant} reaches the limit of its {budget} on {_day(alert)} ({spent} spent, {alert.period})"
     return f"{alert.tenant} has spent {_percent(alert.threshold_bps)} of its {budget} ({spent} spent, {alert.period})"
+
+
+def body_for(endpoint: AlertEndpoint, alert: BudgetAlert) -> dict[str, object]:
+    """What that endpoint is sent, in its format."""
+    return slack_body(sentence(alert)) if endpoint.format is AlertFormat.SLACK else webhook_body(alert)
+
+
+def slack_body(text: str) -> dict[str, object]:
+    """The message that Slack's incoming webhooks take (as do Mattermost's, Discord's at /slack, and others)."""
+    return {"text": text.translate({ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;"})}
+
+
+def notice_body(endpoint: AlertEndpoint, dead: AlertEndpoint, reason: str, now: datetime) -> dict[str, object]:
+    """What `endpoint` is sent when `dead` was given up: where it was is told, not its secret path."""
+    where = urlsplit(dead.url).netloc
+    again = f"`taximeter alerts enable {dead.id}` starts them again"
+    text = f"alerts to the endpoint {dead.id} ({where}) have stopped: {reason}; {again}"
+    if endpoint.format is AlertFormat.SLACK:
+        return slack_body(text)
+    data = {"endpoint_id": dead.id, "host": where, "tenant": dead.tenant, "reason": reason, "message": text}
+    return {"type": "endpoint.disabled", "timestamp": now.isoformat(), "data": data}
 
 
 def webhook_body(alert: BudgetAlert) -> dict[str, object]:

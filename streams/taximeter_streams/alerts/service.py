@@ -5,7 +5,6 @@ import json
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 
@@ -15,7 +14,7 @@ from taximeter_schemas.tenants import AlertEndpoint
 from taximeter_streams.alerts import metrics
 from taximeter_streams.alerts.delivery_log import Delivery, DeliveryLog, DeliveryStatus
 from taximeter_streams.alerts.intake import AlertIntake
-from taximeter_streams.alerts.payload import webhook_body
+from taximeter_streams.alerts.payload import body_for, notice_body
 from taximeter_streams.alerts.retry import RetryStrategy
 from taximeter_streams.alerts.settings import AlertsSettings
 from taximeter_streams.alerts.webhook import attempt
@@ -30,6 +29,12 @@ _log = logging.getLogger(__name__)
 def endpoints_for(alert: BudgetAlert, endpoints: list[AlertEndpoint]) -> list[AlertEndpoint]:
     """The tenant's own endpoints and the operator's, without those that are disabled."""
     return [endpoint for endpoint in endpoints if endpoint.tenant in (None, alert.tenant) and not endpoint.disabled]
+
+
+def told_of(dead: AlertEndpoint, endpoints: list[AlertEndpoint]) -> list[AlertEndpoint]:
+    """Who is told that an endpoint was given up: the operator's other endpoints, and its tenant's other ones."""
+    audience = (None, dead.tenant)
+    return [known for known in endpoints if known.tenant in audience and known.id != dead.id and not known.disabled]
 
 
 class AlertsService:
@@ -47,6 +52,7 @@ class AlertsService:
         self._snapshot = snapshot
         self._strategy = strategy
         self._stopping = asyncio.Event()
+        self._due = asyncio.Event()
         self._busy: set[str] = set()
         self._running = False
         self._counted_at = datetime.min.replace(tzinfo=UTC)
@@ -59,6 +65,11 @@ class AlertsService:
     def stop(self) -> None:
         """End after the attempts that are under way."""
         self._stopping.set()
+        self._due.set()
+
+    def look(self) -> None:
+        """Something may be due: do not wait for the next look."""
+        self._due.set()
 
     async def run(self) -> None:
         """Read and deliver until `stop`."""
@@ -81,11 +92,12 @@ class AlertsService:
                 continue
             endpoints = list(self._snapshot().alert_endpoints.values())
             deliveries = [
-                (alert.id, endpoint.id, alert.tenant, json.dumps(webhook_body(alert)))
+                (alert.id, endpoint.id, alert.tenant, json.dumps(body_for(endpoint, alert)))
                 for alert in alerts
                 for endpoint in endpoints_for(alert, endpoints)
             ]
             entered = self._log.enter(deliveries, self._settings.log_id, positions, datetime.now(UTC))
+            self.look()
             metrics.READ.labels("invalid").inc(invalid)
             metrics.READ.labels("alert").inc(len(alerts))
             if entered < len(deliveries):
@@ -94,14 +106,16 @@ class AlertsService:
     async def _deliver(self, session: aiohttp.ClientSession) -> None:
         async with asyncio.TaskGroup() as attempts:
             while not self._stopping.is_set():
+                self._due.clear()
                 now = datetime.now(UTC)
+                self._take_back(now)
                 for delivery in self._log.heads():
                     at_once = len(self._busy) < ENDPOINTS_AT_ONCE_MAX
                     if at_once and delivery.endpoint_id not in self._busy and delivery.next_attempt_at <= now:
                         self._busy.add(delivery.endpoint_id)
                         attempts.create_task(self._attempt(session, delivery))
                 self._tidy(now)
-                await asyncio.sleep(IDLE_SECONDS)
+                await _wait(self._due, IDLE_SECONDS)
 
     async def _attempt(self, session: aiohttp.ClientSession, delivery: Delivery) -> None:
         try:
@@ -114,18 +128,45 @@ class AlertsService:
             metrics.ATTEMPTS.labels("delivered" if answer.ok else "failed").inc()
             if answer.ok:
                 self._log.delivered(delivery, now)
-                raised_at = datetime.fromisoformat(json.loads(delivery.body)["timestamp"])
-                metrics.DELAY_SECONDS.observe(max(0.0, (now - raised_at).total_seconds()))
+                raised_at = json.loads(delivery.body).get("timestamp")  # Slack's format has none
+                if raised_at is not None:
+                    delay = now - datetime.fromisoformat(raised_at)
+                    metrics.DELAY_SECONDS.observe(max(0.0, delay.total_seconds()))
                 return
             where = {"alert": delivery.alert_id, "endpoint": delivery.endpoint_id, "attempt": delivery.attempts + 1}
             _log.warning("webhook not delivered: %s", answer.error, extra=where)
             again = self._strategy.next_attempt(delivery.attempts + 1, delivery.first_attempt_at or now, now)
             if again is None or answer.gone:
-                self._log.failed(delivery, answer.error, now)
+                self._give_up(delivery, endpoint, answer.error, now)
             else:
                 self._log.retry(delivery, answer.error, now, again)
         finally:
             self._busy.discard(delivery.endpoint_id)
+            self.look()
+
+    def _give_up(self, delivery: Delivery, endpoint: AlertEndpoint, error: str, now: datetime) -> None:
+        """The delivery failed and the endpoint is dead: what else waits for it stays, and others are told."""
+        # Disabled first: after a crash in between, the delivery is still there, and fails again once the endpoint is back.
+        is_news = self._log.disable(endpoint.id, endpoint.url, error, now)
+        self._log.failed(delivery, error, now)
+        if not is_news:
+            return
+        _log.error("the endpoint is disabled: %s", error, extra={"endpoint": endpoint.id})
+        notice_id = f"endpoint_{endpoint.id}_{int(now.timestamp())}"
+        notices = [
+            (notice_id, told.id, endpoint.tenant or "", json.dumps(notice_body(told, endpoint, error, now)))
+            for told in told_of(endpoint, list(self._snapshot().alert_endpoints.values()))
+        ]
+        self._log.enter(notices, self._settings.log_id, {}, now)
+
+    def _take_back(self, now: datetime) -> None:
+        """An endpoint that is declared with another address than it died at is tried again."""
+        endpoints = self._snapshot().alert_endpoints
+        for dead in self._log.dead_endpoints():
+            declared = endpoints.get(dead.endpoint_id)
+            if declared is not None and declared.url != dead.url:
+                _log.info("the endpoint has another address and is enabled", extra={"endpoint": dead.endpoint_id})
+                self._log.enable(dead.endpoint_id, now)
 
     def _tidy(self, now: datetime) -> None:
         if now - self._counted_at < COUNT_EVERY:
@@ -134,18 +175,15 @@ class AlertsService:
         counts = self._log.counts()
         metrics.PENDING.set(counts.get(DeliveryStatus.PENDING, 0))
         metrics.FAILED.set(counts.get(DeliveryStatus.FAILED, 0))
+        metrics.DEAD_ENDPOINTS.set(len(self._log.dead_endpoints()))
         if now - self._pruned_at > PRUNE_EVERY:
             self._pruned_at = now
             self._log.prune(now - timedelta(days=self._settings.alerts_kept_days))
 
 
-def deliveries_page(log: DeliveryLog, path: str) -> dict[str, object] | None:
-    """The page /v1/deliveries?status=failed (or delivered, pending, or none for all); None for another path."""
-    address = urlsplit(path)
-    if address.path != "/v1/deliveries":
-        return None
-    wanted = parse_qs(address.query).get("status", [""])[0]
-    if wanted and wanted not in list(DeliveryStatus):
-        return {"error": f"no such status: {wanted}", "statuses": list(DeliveryStatus)}
-    deliveries = log.newest(DeliveryStatus(wanted) if wanted else None)
-    return {"deliveries": [delivery.describe() for delivery in deliveries], "counts": log.counts()}
+async def _wait(event: asyncio.Event, seconds_max: float) -> None:
+    try:
+        async with asyncio.timeout(seconds_max):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -21,24 +21,26 @@ class Answer:
     gone: bool = False
 
 
-def signed_headers(endpoint: AlertEndpoint, message_id: str, body: str, now: datetime) -> dict[str, str]:
-    """The three headers of Standard Webhooks for that body, sent at `now`."""
+def headers_for(endpoint: AlertEndpoint, message_id: str, body: str, now: datetime) -> dict[str, str]:
+    """The headers of a message sent at `now`: the three of Standard Webhooks, the signature where there is a secret."""
     # The library takes the time as naive UTC and signs whole seconds.
     at = now.astimezone(UTC).replace(microsecond=0)
-    return {
+    headers = {
         "webhook-id": message_id,
         "webhook-timestamp": str(int(at.timestamp())),
-        "webhook-signature": Webhook(endpoint.secret).sign(message_id, at, body),
         "content-type": "application/json",
         "user-agent": "taximeter-alerts/1",
     }
+    if endpoint.secret is not None:
+        headers["webhook-signature"] = Webhook(endpoint.secret).sign(message_id, at, body)
+    return headers
 
 
 async def attempt(
     session: aiohttp.ClientSession, endpoint: AlertEndpoint, message_id: str, body: str, now: datetime
 ) -> Answer:
     """Send it once. Any 2xx is a success; redirects are not followed, for the signature names no address."""
-    headers = signed_headers(endpoint, message_id, body, now)
+    headers = headers_for(endpoint, message_id, body, now)
     try:
         async with session.post(endpoint.url, data=body.encode(), headers=headers, allow_redirects=False) as response:
             if 200 <= response.status < 300:
