@@ -27,7 +27,14 @@ _COMMANDS = {
     "apply": "billing",
     "savings": "billing",
 }
-_GROUPS = {"keys": "billing", "invoice": "billing", "stripe": "billing", "parked": "billing", "alerts": "billing"}
+_GROUPS = {
+    "keys": "billing",
+    "invoice": "billing",
+    "stripe": "billing",
+    "parked": "billing",
+    "unrated": "billing",
+    "alerts": "billing",
+}
 
 console = Console(stderr=True)
 

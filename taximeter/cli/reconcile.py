@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from taximeter.cli.reconcile_view import report_tables
+from taximeter.mending.sending import SendError
 from taximeter.reconcile.job import Job, look_and_park
 from taximeter.reconcile.log_ends import LogEndsError
 from taximeter.reconcile.moments import MomentError, moment_of
@@ -20,6 +21,7 @@ from taximeter.reconcile.run import reconcile_all
 from taximeter.reconcile.scope import Pace, Progress, Scope
 from taximeter_billing.errors import BillingError
 from taximeter_billing.settings import BillingSettings
+from taximeter_producers.errors import ControlError
 from taximeter_producers.health import HealthServer
 from taximeter_producers.logs import configure_logging
 from taximeter_sql import WarehouseError
@@ -126,6 +128,6 @@ def errors_for_people() -> Iterator[None]:
     """Expected errors are one line and exit status 2; anything else crashes loudly."""
     try:
         yield
-    except (BillingError, WarehouseError, LogEndsError, MomentError) as error:
+    except (BillingError, WarehouseError, LogEndsError, MomentError, ControlError, SendError) as error:
         Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None

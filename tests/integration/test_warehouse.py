@@ -21,6 +21,7 @@ TABLES = {
     "usage_daily": "SummingMergeTree",
     "usage_counts_hourly": "SummingMergeTree",
     "rollup_repairs": "MergeTree",
+    "rejected_replays": "MergeTree",
     "usage_hourly_feed": "MaterializedView",
     "usage_daily_feed": "MaterializedView",
     "usage_counts_hourly_feed": "MaterializedView",

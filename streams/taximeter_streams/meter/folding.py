@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from taximeter_schemas import wire
+from taximeter_schemas.late_ratings import RATED_LATER, STILL_UNRATED, LateRating
 from taximeter_schemas.rating import Unrated
 from taximeter_schemas.rejections import RejectionReason
 from taximeter_streams.meter.dedupe import Counted
@@ -108,7 +109,18 @@ def fold(rows: list[Examined], known: Mapping[bytes, Counted], log: bytes, prici
                 row,
                 Rejection(RejectionReason.CONFLICT, "the same tenant, source and id were counted with another body"),
             )
+        if type(row.event) is LateRating:
+            _settle_late(row)
     return Folded(rows)
+
+
+def _settle_late(row: Examined) -> None:
+    """A late rating rates what was counted without a price, once. Whatever else becomes of it, it is a repetition."""
+    if row.disposition == "rated":
+        row.reason = RATED_LATER
+    else:
+        row.reason = STILL_UNRATED if row.disposition == "unrated" else RATED_LATER
+        row.disposition, row.detail = "duplicate", ""
 
 
 def _reject(row: Examined, rejection: Rejection) -> None:

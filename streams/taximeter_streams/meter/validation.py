@@ -4,7 +4,7 @@ import re
 from collections.abc import Container
 from dataclasses import dataclass
 
-from taximeter_schemas import wire
+from taximeter_schemas import late_ratings, wire
 from taximeter_schemas.rejections import (
     EVENT_AGE_SECONDS_MAX,
     EVENT_BYTES_MAX,
@@ -38,7 +38,9 @@ def examine(
     try:
         event = wire.decode(payload)
     except wire.WireError as error:
-        return None, Rejection(_reason(error), str(error))
+        # What was counted long ago may be rated now, so a late rating has no age.
+        late = late_ratings.decode(payload)
+        return (late, None) if late else (None, Rejection(_reason(error), str(error)))
     tenant = event.data.tenant
     if tenant not in tenants:
         return event, Rejection(RejectionReason.UNKNOWN_TENANT, f"no tenant is called {tenant!r}")
