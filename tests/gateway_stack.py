@@ -50,6 +50,7 @@ class Keeper:
     bootstrap_servers: str
     deaf: set[str] = field(default_factory=set)
     ledgers: dict[str, TenantLedger] = field(default_factory=dict)
+    buckets: dict[bytes, bytes] = field(default_factory=dict)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _ready: threading.Event = field(default_factory=threading.Event)
     _turn: threading.Lock = field(default_factory=threading.Lock)
@@ -135,8 +136,10 @@ class Keeper:
 
     def _hear(self, tenant: str, payload: bytes) -> None:
         with self._turn:
-            decision = self._decider.on_lease(self._ledger(tenant), payload, datetime.now(UTC))
+            decision = self._decider.on_lease(self._ledger(tenant), payload, datetime.now(UTC), self.buckets.get)
             self.ledgers[tenant] = decision.state
+            if decision.bucket is not None:
+                self.buckets[decision.bucket_key] = decision.bucket.model_dump_json().encode()
         if decision.grant is not None:
             self._producer.produce(BUDGET_LEASES.name, decision.grant.model_dump_json().encode(), key=tenant)
             assert self._producer.flush(SECONDS_MAX) == 0
@@ -283,7 +286,7 @@ def key_record(tenant: str, key: str, disabled: bool = False) -> ControlRecord:
     )
 
 
-PRICED = ("m-json", "m-stream", "m-abort", "m-salt", "m-budget", "m-race", "embed")
+PRICED: tuple[str, ...] = ("m-json", "m-stream", "m-abort", "m-salt", "m-budget", "m-race", "embed")
 PRICE = Price(model="any", uncached_input=1_000_000, cache_read_gpu=100_000, output=4_000_000)
 
 

@@ -231,6 +231,10 @@ class Wallet:
         usable = (lease.available_pico for lease in self._purse(scope).leases if now < lease.usable_until)
         return max(usable, default=0)
 
+    def is_asking(self, scope: Scope) -> bool:
+        """Whether a question for more is unanswered."""
+        return self._purse(scope).pending is not None
+
     @property
     def reservations(self) -> int:
         """Requests that hold a reservation now."""

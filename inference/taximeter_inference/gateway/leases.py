@@ -139,6 +139,14 @@ class LeaseDesk:
         """Requests that hold a reservation now."""
         return self._wallet.reservations
 
+    def _reserve_less(self, scope: Scope, worst: Worst, amount_pico: int) -> Reservation | None:
+        """A grant came short: a request without a bound of its own may make do with what is in hand."""
+        now = time.monotonic()
+        if self._wallet.is_asking(scope):
+            return None
+        less_pico = worst.amount_pico(self._wallet.available_pico(scope, now))
+        return self._wallet.reserve(scope, less_pico, now) if less_pico < amount_pico else None
+
     def _remember_root(self, grant: LeaseGrant) -> None:
         scope = Scope(grant.tenant, tuple(sorted(grant.amounts_pico)), grant.root_request_id)
         self._root_spent_pico.pop(scope, None)
@@ -164,9 +172,12 @@ class LeaseDesk:
                 await _turn(waiter, min(deadline - now, TICK_SECONDS))
                 waiter.amount_pico = self._that_may_fit(worst, standings())
                 reservation = self._wallet.reserve(scope, waiter.amount_pico, time.monotonic())
+                has_heard = self._heard_at.get(scope.tenant, 0.0) >= began
+                if reservation is None and has_heard:
+                    reservation = self._reserve_less(scope, worst, waiter.amount_pico)
                 if reservation is not None:
                     return reservation
-                if self._heard_at.get(scope.tenant, 0.0) >= began:
+                if has_heard:
                     # Remainders that nobody uses may make one slice that is large enough.
                     for close in self._wallet.squeeze(scope):
                         self._tell(close)
