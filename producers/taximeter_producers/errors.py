@@ -11,6 +11,7 @@ ProducerError
 ├── UsageObjectError       a vendor's usage object cannot be turned into tokens
 │   ├── UsageShapeError    it is not an object, or a count is missing or no whole number
 │   └── UsageSumError      its counts contradict each other
+├── CallError              a call that LiteLLM reports cannot become a usage event
 ├── SpanError              spans cannot be read, or one of them cannot become a usage event
 ├── TopicsError            a topic cannot be created, or has another shape
 └── ControlError           the control topic cannot be read or written
@@ -59,6 +60,10 @@ class UsageShapeError(UsageObjectError):
 
 class UsageSumError(UsageObjectError):
     """The counts of the usage contradict each other."""
+
+
+class CallError(ProducerError, ValueError):
+    """A call that LiteLLM reports cannot become a usage event."""
 
 
 class SpanError(ProducerError, ValueError):
