@@ -1,18 +1,24 @@
 """`python -m taximeter_streams.meter`: one meter worker, until SIGTERM."""
 
 import gc
+import logging
 import signal
 import sys
 
 from taximeter_producers.health import HealthServer
 from taximeter_producers.logs import configure_logging
 from taximeter_streams.meter import metrics
+from taximeter_streams.meter.batch import Folding, RowFolding
+from taximeter_streams.meter.column_batch import ColumnFolding
 from taximeter_streams.meter.dedupe import RocksIndex
+from taximeter_streams.meter.kernel import KernelError, load_kernel
 from taximeter_streams.meter.publishing import Publisher
 from taximeter_streams.meter.service import Meter
 from taximeter_streams.meter.settings import MeterSettings
 from taximeter_streams.meter.starting import Starting
 from taximeter_streams.meter.warehouse import Warehouse
+
+_log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -35,7 +41,12 @@ def _work(settings: MeterSettings, starting: Starting) -> None:
     metrics.INDEX_ENTRIES.set_function(index.entries_estimated)
     control = starting.control(settings.kafka_bootstrap_servers)
     meter = Meter(
-        settings, Warehouse(client, settings.log_id), index, Publisher(settings.kafka_bootstrap_servers), control
+        settings,
+        Warehouse(client, settings.log_id),
+        index,
+        Publisher(settings.kafka_bootstrap_servers),
+        control,
+        _folding(settings),
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: meter.stop())
@@ -46,6 +57,19 @@ def _work(settings: MeterSettings, starting: Starting) -> None:
         control.stop()
         index.close()
         client.close()
+
+
+def _folding(settings: MeterSettings) -> Folding:
+    """By the kernel where it can be had and is wanted, else row by row."""
+    if settings.meter_kernel == "off":
+        return RowFolding()
+    try:
+        return ColumnFolding(load_kernel(settings.state_dir / "meter"))
+    except KernelError as error:
+        if settings.meter_kernel == "required":
+            raise
+        _log.warning("folding row by row, at a third of the speed: %s", error)
+        return RowFolding()
 
 
 if __name__ == "__main__":

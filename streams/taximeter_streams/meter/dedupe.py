@@ -11,12 +11,26 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from rocksdict import AccessType, Options, Rdict, WriteBatch
+from rocksdict import (
+    AccessType,
+    BlockBasedOptions,
+    Cache,
+    DBCompactionStyle,
+    DBCompressionType,
+    Options,
+    Rdict,
+    WriteBatch,
+)
 
 from taximeter_schemas.rejections import EVENT_AGE_SECONDS_MAX, EVENT_FUTURE_SECONDS_MAX
 
 KEPT_SECONDS = EVENT_AGE_SECONDS_MAX + EVENT_FUTURE_SECONDS_MAX
 """An event can first arrive a day ahead of its time and be sent again until it is 35 days old."""
+
+MEMTABLE_BYTES = 64 << 20
+CACHE_BYTES = 128 << 20
+FILTER_BITS = 10
+"""Of each identity: one in a hundred new ones is looked for on disk in vain."""
 
 _ENTRY = struct.Struct(">16s8sq")
 
@@ -45,6 +59,12 @@ class DedupeIndex(Protocol):
         """Remember identities, and that the partition is known up to that offset; all or nothing."""
         ...
 
+    def mark_packed(
+        self, partition_key: str, last_offset: int, identities: Sequence[bytes], entries: Sequence[bytes]
+    ) -> None:
+        """The same, with each entry packed already: body (16 bytes), log (8), offset (8, big-endian)."""
+        ...
+
     def known_to(self, partition_key: str) -> int | None:
         """The offset up to which the partition is known, or None when nothing is."""
         ...
@@ -70,12 +90,28 @@ class MemoryIndex:
         self._counted.update(counted)
         self._known[partition_key] = last_offset
 
+    def mark_packed(
+        self, partition_key: str, last_offset: int, identities: Sequence[bytes], entries: Sequence[bytes]
+    ) -> None:
+        """See DedupeIndex."""
+        unpacked = (Counted(*_ENTRY.unpack(entry)) for entry in entries)
+        self.mark(partition_key, last_offset, zip(identities, unpacked, strict=True))
+
     def known_to(self, partition_key: str) -> int | None:
         """See DedupeIndex."""
         return self._known.get(partition_key)
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+def _filtered_tables() -> BlockBasedOptions:
+    tables = BlockBasedOptions()
+    tables.set_bloom_filter(FILTER_BITS, False)
+    # Filters live in the cache, so that memory is bounded however large the index grows.
+    tables.set_block_cache(Cache(CACHE_BYTES))
+    tables.set_cache_index_and_filter_blocks(True)
+    return tables
 
 
 class RocksIndex:
@@ -85,6 +121,13 @@ class RocksIndex:
         folder.mkdir(parents=True, exist_ok=True)
         options = Options(raw_mode=True)
         options.create_if_missing(True)
+        options.set_block_based_table_factory(_filtered_tables())
+        # Nearly every identity that is asked for is new, and a filter in memory says so; what is written stays in memory for a
+        # while. Few levels: entries are never changed, so merging them again and again only costs.
+        options.set_write_buffer_size(MEMTABLE_BYTES)
+        options.set_compaction_style(DBCompactionStyle.universal())
+        # Hashes cannot be compressed.
+        options.set_compression_type(DBCompressionType.none())
         # Expired entries fall out when files are compacted, so some are found for longer. A day is added for clocks that differ.
         self._db = Rdict(str(folder), options, access_type=AccessType.with_ttl(KEPT_SECONDS + 86_400))
 
@@ -97,10 +140,19 @@ class RocksIndex:
 
     def mark(self, partition_key: str, last_offset: int, counted: Iterable[tuple[bytes, Counted]]) -> None:
         """See DedupeIndex."""
+        marked = list(counted)
+        entries = [_ENTRY.pack(entry.body, entry.log, entry.offset) for _, entry in marked]
+        self.mark_packed(partition_key, last_offset, [identity for identity, _ in marked], entries)
+
+    def mark_packed(
+        self, partition_key: str, last_offset: int, identities: Sequence[bytes], entries: Sequence[bytes]
+    ) -> None:
+        """See DedupeIndex."""
         batch = WriteBatch(raw_mode=True)
-        for identity, entry in counted:
-            batch.put(b"i" + identity, _ENTRY.pack(entry.body, entry.log, entry.offset))
-        batch.put(b"p" + partition_key.encode(), last_offset.to_bytes(8, "big"))
+        put = batch.put
+        for identity, entry in zip(identities, entries, strict=True):
+            put(b"i" + identity, entry)
+        put(b"p" + partition_key.encode(), last_offset.to_bytes(8, "big"))
         self._db.write(batch)
 
     def known_to(self, partition_key: str) -> int | None:

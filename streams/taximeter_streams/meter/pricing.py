@@ -5,6 +5,7 @@ Finding a card's version and a price are linear searches, and the same few tenan
 
 from bisect import bisect_right
 from datetime import datetime
+from typing import NamedTuple
 
 from taximeter_schemas import wire
 from taximeter_schemas.control_snapshot import ControlSnapshot
@@ -17,8 +18,24 @@ AMOUNT_PICO_MAX = 2**63 - 1
 PRICES_MAX = 100_000
 """Prices remembered; tags are the senders' own, so without a limit they could fill the memory."""
 
+Tags = tuple[str, str | None, str, str, str, str | None]
+"""Model, adapter, feature, operation, service tier, region: what of an event the choice of its price may depend on."""
+
 _Scope = tuple[str, str, str | None, str, str, str, str | None]
 _Versions = tuple[list[datetime], list[RateCard]]
+
+
+class _Tagged(NamedTuple):
+    model: str
+    adapter: str | None
+    feature: str
+    operation: str
+    service_tier: str
+    region: str | None
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        return {} if self.region is None else {"region": self.region}
 
 
 class Pricing:
@@ -32,16 +49,21 @@ class Pricing:
     def rate(self, event: wire.UsageEvent) -> Rated | Unrated:
         """What the event costs, by the card that held at its time."""
         data = event.data
-        card = self._card(data.tenant, event.time)
+        tags = (data.model, data.adapter, data.feature, data.operation, data.service_tier, region_of(data))
+        card, price = self.price_of(data.tenant, event.time, tags)
         if card is None:
             return Unrated("no_rate_card")
-        price = self._price(card, data)
         if price is None:
             return Unrated("unknown_model")
         rated = rate_data(price, card, data)
         if isinstance(rated, Rated) and max(rated.list_pico, rated.metered_pico) > AMOUNT_PICO_MAX:
             return Unrated("amount_out_of_range")
         return rated
+
+    def price_of(self, tenant_id: str, moment: datetime, tags: Tags) -> tuple[RateCard | None, Price | None]:
+        """The card that the tenant has at that moment, and its price for the tags, where there are such."""
+        card = self._card(tenant_id, moment)
+        return card, None if card is None else self._price(card, tags)
 
     def _card(self, tenant_id: str, moment: datetime) -> RateCard | None:
         versions = self._versions.get(tenant_id)
@@ -54,12 +76,12 @@ class Pricing:
         held = bisect_right(starts, moment)
         return ordered[held - 1] if held else None
 
-    def _price(self, card: RateCard, data: wire.UsageData) -> Price | None:
-        scope = (card.name, data.model, data.adapter, data.feature, data.operation, data.service_tier, region_of(data))
+    def _price(self, card: RateCard, tags: Tags) -> Price | None:
+        scope = (card.name, *tags)
         try:
             return self._prices[scope]
         except KeyError:
             if len(self._prices) >= PRICES_MAX:
                 self._prices.clear()
-            price = self._prices[scope] = find_price(card, data)
+            price = self._prices[scope] = find_price(card, _Tagged(*tags))
             return price

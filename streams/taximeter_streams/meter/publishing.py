@@ -47,8 +47,12 @@ class Publisher:
 
     def send_spend(self, records: Iterable[SpendRecord]) -> None:
         """Send spend records. Raises PublishError."""
-        for record in records:
-            self._produce(USAGE_SPEND.name, record.tenant.encode(), record.model_dump_json().encode())
+        self.send_packed_spend([(record.tenant, record.model_dump_json().encode()) for record in records])
+
+    def send_packed_spend(self, records: Iterable[tuple[str, bytes]]) -> None:
+        """Send spend records that are encoded already, each with its tenant. Raises PublishError."""
+        for tenant, payload in records:
+            self._produce(USAGE_SPEND.name, tenant.encode(), payload)
         self._flush()
 
     def _open(self) -> Producer:

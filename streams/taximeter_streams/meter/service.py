@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import groupby
+from operator import lt
 from typing import Any
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
@@ -20,9 +20,8 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from taximeter_producers.control import ControlFollower
 from taximeter_schemas.topics import USAGE_EVENTS
 from taximeter_streams.meter import metrics
-from taximeter_streams.meter.columns import Column, build_columns
-from taximeter_streams.meter.dedupe import DedupeIndex, log_mark
-from taximeter_streams.meter.folding import Folded, Received, examine_all, fold
+from taximeter_streams.meter.batch import Arrivals, Batch, Folding, Place
+from taximeter_streams.meter.dedupe import DedupeIndex
 from taximeter_streams.meter.pricing import Pricing
 from taximeter_streams.meter.publishing import Publisher, PublishError
 from taximeter_streams.meter.settings import MeterSettings
@@ -55,12 +54,14 @@ class Meter:
         index: DedupeIndex,
         publisher: Publisher,
         control: ControlFollower,
+        folding: Folding,
     ) -> None:
         self._settings = settings
         self._warehouse = warehouse
         self._index = index
         self._publisher = publisher
         self._control = control
+        self._folding = folding
         self._pricing = Pricing(control.snapshot())
         self._next_offset: dict[int, int] = {}
         self._unconfirmed: set[int] = set()
@@ -134,10 +135,8 @@ class Meter:
         messages = self._consumer.consume(self._batch_events_max, self._settings.meter_linger_ms / 1000)
         # A pause within the call, too: what it returned was fetched before.
         self._note_poll()
-        valid = [message for message in messages if self._takes(message)]
-        valid.sort(key=lambda message: (_partition(message), _offset(message)))
-        for partition, group in groupby(valid, key=_partition):
-            for batch in _months(list(group)):
+        for partition, arrivals in self._by_partition(messages):
+            for batch in arrivals.months():
                 try:
                     self._write(partition, batch)
                 except LostPartitionError as lost:
@@ -146,49 +145,54 @@ class Meter:
         most = self._settings.meter_batch_events_max
         self._batch_events_max = min(most, self._batch_events_max + most // 100 + 1)
 
-    def _takes(self, message: Message) -> bool:
-        error = message.error()
-        if error is not None:
+    def _by_partition(self, messages: list[Message]) -> Iterator[tuple[int, Arrivals]]:
+        """What arrived, each partition's in offset order. Whole lists at a time: a call for each message adds up."""
+        for error in filter(None, [message.error() for message in messages]):
             _log.warning("consumer: %s", error)
-            return False
-        # A rebalance within the call may have taken the partition away, or moved its position.
-        expected = self._next_offset.get(_partition(message))
-        return expected is not None and _offset(message) >= expected
+        good = [message for message in messages if message.error() is None]
+        places = [_partition(message) for message in good]
+        for partition in sorted(set(places)):
+            # A rebalance within the call may have taken the partition away, or moved its position.
+            expected = self._next_offset.get(partition)
+            if expected is None:
+                continue
+            own = [message for message, place in zip(good, places, strict=True) if place == partition]
+            offsets = [_offset(message) for message in own]
+            if offsets[0] < expected or not all(map(lt, offsets, offsets[1:])):
+                own = sorted((one for one in own if _offset(one) >= expected), key=_offset)
+                offsets = [_offset(message) for message in own]
+            if own:
+                arrived_at_ms = [max(0, message.timestamp()[1]) for message in own]
+                yield partition, Arrivals(offsets, arrived_at_ms, [message.value() or b"" for message in own])
 
-    def _write(self, partition: int, batch: list[Received]) -> None:
-        if partition not in self._next_offset or batch[0].offset < self._next_offset[partition]:
+    def _write(self, partition: int, arrivals: Arrivals) -> None:
+        if partition not in self._next_offset or arrivals.first < self._next_offset[partition]:
             raise LostPartitionError(f"partition {partition} has moved on")
         position = self._next_offset[partition]
         self._check_own(partition, position)
         self._note("folding", partition)
         snapshot = self._control.snapshot()
-        rows = examine_all(batch, snapshot.tenants)
-        identities = [row.identity for row in rows if row.disposition == "accepted"]
-        known = {
-            identity: found for identity, found in zip(identities, self._index.find(identities), strict=True) if found
-        }
         if self._pricing.snapshot is not snapshot:
             self._pricing = Pricing(snapshot)
-        mark = log_mark(self._settings.log_id, partition)
-        folded = fold(rows, known, mark, self._pricing)
-        columns = build_columns(folded, self._settings.log_id, partition)
+        batch = self._folding.fold(arrivals, Place(self._settings.log_id, partition), self._index, self._pricing)
         # Rejected messages leave before the insert: after it, a crash would lose the only copy that names the reason.
-        self._repeat("rejected", partition, lambda: self._publisher.send_rejected(folded.rejected, partition))
+        self._repeat("rejected", partition, lambda: self._publisher.send_rejected(batch.rejected, partition))
         with metrics.INSERT_SECONDS.time():
-            self._repeat("insert", partition, lambda: self._insert(partition, position, columns))
-        self._index.mark(self._partition_key(partition), batch[-1].offset, folded.counted(mark))
-        self._next_offset[partition] = batch[-1].offset + 1
-        self._tell_spend(partition, columns)
+            self._repeat("insert", partition, lambda: self._insert(partition, position, batch, arrivals.last))
+        batch.mark(self._index)
+        self._next_offset[partition] = arrivals.last + 1
+        spent = batch.spend(datetime.now(UTC))
+        self._repeat("spend", partition, lambda: self._publisher.send_packed_spend(spent))
         self._commit(partition)
-        self._account(partition, batch, folded)
+        self._account(partition, arrivals, batch.counts())
 
-    def _insert(self, partition: int, position: int, columns: list[Column]) -> None:
+    def _insert(self, partition: int, position: int, batch: Batch, last: int) -> None:
         self._check_own(partition, position)
-        self._warehouse.insert(columns)
+        batch.insert(self._warehouse)
         # A pause within the call: another owner may have written from the same offset, and then the server dropped our block.
         self._check_own(partition, position)
         if partition in self._unconfirmed:
-            self._confirm(partition, dict(columns)["batch_last"][0])
+            self._confirm(partition, last)
 
     def _confirm(self, partition: int, last: int) -> None:
         """See that the first batch since the assignment is the one that is stored, not a late one of the owner before.
@@ -237,10 +241,6 @@ class Meter:
         self._batch_events_max = max(least, self._batch_events_max // 2)
         self._consumer.unsubscribe()
         self._subscribe()
-
-    def _tell_spend(self, partition: int, columns: list[Column]) -> None:
-        records = spend_records(dict(columns), datetime.now(UTC))
-        self._repeat("spend", partition, lambda: self._publisher.send_spend(records))
 
     def _repeat(self, step: str, partition: int, action: Callable[[], None]) -> None:
         """Do it until it succeeds; meanwhile fetch nothing, keep the group membership, and say so in `ready`."""
@@ -355,31 +355,14 @@ class Meter:
         except KafkaException as error:
             _log.info("commit: %s", error)
 
-    def _account(self, partition: int, batch: list[Received], folded: Folded) -> None:
-        counts: dict[tuple[str, str], int] = {}
-        for row in folded.rows:
-            counts[(row.disposition, row.reason)] = counts.get((row.disposition, row.reason), 0) + 1
+    def _account(self, partition: int, arrivals: Arrivals, counts: dict[tuple[str, str], int]) -> None:
         for (disposition, reason), count in counts.items():
             metrics.MESSAGES.labels(disposition, reason).inc(count)
-        metrics.BATCH_MESSAGES.observe(len(batch))
-        metrics.POSITION.labels(partition).set(batch[-1].offset + 1)
-        metrics.LAG_SECONDS.labels(partition).set(max(0.0, time.time() - batch[-1].arrived_at_ms / 1000))
+        metrics.BATCH_MESSAGES.observe(len(arrivals))
+        metrics.POSITION.labels(partition).set(arrivals.last + 1)
+        metrics.LAG_SECONDS.labels(partition).set(max(0.0, time.time() - arrivals.arrived_at_ms[-1] / 1000))
         outcome: dict[str, Any] = {"/".join(filter(None, key)): count for key, count in counts.items()}
-        _log.info(
-            "batch", extra={"partition": partition, "first": batch[0].offset, "last": batch[-1].offset, **outcome}
-        )
-
-
-def _months(messages: list[Message]) -> Iterator[list[Received]]:
-    """Split messages of one partition where the month of arrival changes: a block must not span two table partitions."""
-    received = [Received(_offset(m), max(0, m.timestamp()[1]), m.value() or b"") for m in messages]
-    for _month, group in groupby(received, key=_month_of_arrival):
-        yield list(group)
-
-
-def _month_of_arrival(message: Received) -> tuple[int, int]:
-    moment = datetime.fromtimestamp(message.arrived_at_ms / 1000, UTC)
-    return moment.year, moment.month
+        _log.info("batch", extra={"partition": partition, "first": arrivals.first, "last": arrivals.last, **outcome})
 
 
 def _partition(message: Message) -> int:

@@ -1,6 +1,7 @@
 """The meter's settings, from TAXIMETER_... variables."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -19,4 +20,8 @@ class MeterSettings(LogSettings, WarehouseSettings):
         10_000, ge=1_000, le=300_000, description="A worker paused longer writes nothing"
     )
     meter_queue_kbytes_max: int = Field(65_536, ge=1_024, description="Most kilobytes fetched ahead")
+    meter_kernel: Literal["auto", "off", "required"] = Field(
+        "auto",
+        description="Whether to fold with the compiled kernel: where there is a C compiler, never, or not without it",
+    )
     state_dir: Path = Field(Path("data/state"), description="Folder for state beside the worker (the dedupe index)")

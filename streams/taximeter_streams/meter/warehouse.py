@@ -43,22 +43,27 @@ class Warehouse:
         A column `inserted_at` is added where there is none.
         """
         named = dict(columns)
-        token = f"{self._log_id}/{USAGE_EVENTS.name}/{named['partition'][0]}/{named['batch_first'][0]}"
         rows = len(named["offset"])
         named.setdefault("inserted_at", [datetime.now(UTC)] * rows)
+        settings = self._settings(named["partition"][0], named["batch_first"][0], rows)
         self._client.insert(
-            TABLE,
-            list(named.values()),
-            column_names=list(named),
-            column_oriented=True,
-            settings={
-                "insert_deduplication_token": token,
-                "deduplicate_blocks_in_dependent_materialized_views": 1,
-                "insert_deduplicate": 1,
-                "max_insert_block_size": max(1_048_576, rows),
-                "async_insert": 0,
-            },
+            TABLE, list(named.values()), column_names=list(named), column_oriented=True, settings=settings
         )
+
+    def insert_native(self, block: bytes, partition: int, first: int, rows: int) -> None:
+        """The same for a batch that is a block in Native format already, `inserted_at` included."""
+        self._client.raw_insert(
+            TABLE, insert_block=block, settings=self._settings(partition, first, rows), fmt="Native"
+        )
+
+    def _settings(self, partition: int, first: int, rows: int) -> dict[str, Any]:
+        return {
+            "insert_deduplication_token": f"{self._log_id}/{USAGE_EVENTS.name}/{partition}/{first}",
+            "deduplicate_blocks_in_dependent_materialized_views": 1,
+            "insert_deduplicate": 1,
+            "max_insert_block_size": max(1_048_576, rows),
+            "async_insert": 0,
+        }
 
     def last_batch(self, partition: int) -> StoredBatch | None:
         """The last batch stored of the partition, or None when there is none."""

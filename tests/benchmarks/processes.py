@@ -1,0 +1,52 @@
+"""Processes under measurement: each held to one core, and asked for its CPU time and its memory. Linux only, from /proc."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def tree(pid: int) -> list[int]:
+    """The process and all that descend from it."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := _fields(int(entry.name))):
+            parents.setdefault(int(fields[1]), []).append(int(entry.name))
+    found = [pid]
+    for one in found:
+        found.extend(parents.get(one, []))
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of the process and its children so far, all threads, user and system."""
+    return sum(sum(map(int, fields[11:13])) / _TICKS for one in tree(pid) if (fields := _fields(one)))
+
+
+def peak_megabytes(pid: int) -> float:
+    """The most memory that the process has held at once (VmHWM)."""
+    lines = (Path("/proc") / str(pid) / "status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def cores() -> list[int]:
+    """The cores that may be used."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def hold_to(pid: int, allowed: Sequence[int]) -> None:
+    """Hold every thread of the process and of its children to those cores; threads to come inherit it."""
+    for one in tree(pid):
+        tasks = Path("/proc") / str(one) / "task"
+        if tasks.exists():
+            for task in tasks.iterdir():
+                os.sched_setaffinity(int(task.name), allowed)
+
+
+def _fields(pid: int) -> list[str]:
+    """/proc/PID/stat behind the command's name: state, parent, ..., utime (11), stime (12)."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return []
