@@ -1,54 +1,130 @@
-"""What billing reads from ClickHouse: rated events of a period, their order-independent hash, and what stands in the way."""
+"""What billing reads from ClickHouse: rated events of a period, their order-independent hashes, and what stands in the way.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
+Many tenants are read by one query, each in its own span of time. `until` leaves out rows that were inserted later, so that an
+invoice can be derived again from the very rows that it was made from.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from clickhouse_connect.driver.client import Client
 
 from taximeter_billing.domain.usage import UsageRow
 from taximeter_sql import query
 
+ANY_TIME = datetime(2200, 1, 1, tzinfo=UTC)
+"""Stands for no limit on when a row was inserted."""
+
+TENANTS_MAX = 100
+"""Tenants that one query names; their names travel in its address."""
+
+Place = tuple[str, str, str]
+"""Feature, model, rate card: an invoice line."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantSpan:
+    """A tenant's usage in [start, end) of event time, as far as it was inserted until then."""
+
+    tenant: str
+    start: datetime
+    end: datetime
+    until: datetime = ANY_TIME
+
 
 @dataclass(frozen=True, slots=True)
 class EventSet:
-    """A set of events: how many, and a hash that does not depend on their order."""
+    """A tenant's events: how many, a hash that does not depend on their order (also by line), and the newest row's insertion."""
 
-    events: int
-    hash: str
+    events: int = 0
+    digest: int = 0
+    lines: Mapping[Place, str] = field(default_factory=dict)
+    newest: datetime | None = None
+
+    @property
+    def hash(self) -> str:
+        """The hash as text."""
+        return f"{self.digest:032x}"
 
 
 @dataclass(frozen=True, slots=True)
-class RawSums:
-    """A tenant's raw rows against its rollup in a period; `differences` is 0 when they agree."""
+class Obstacle:
+    """Events without a price, and hours in which the rollup differs from the raw rows."""
 
     unrated: int
     rollup_off: int
 
 
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """An event that voids or amends another of its source."""
+
+    tenant: str
+    source: str
+    event_id: str
+    corrects: str
+
+
 class UsageReader:
-    """Usage of a tenant in [start, end) of event time."""
+    """Usage of tenants, each in its own span."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def rows(self, tenant: str, start: datetime, end: datetime) -> Iterator[UsageRow]:
-        """The rated events, in order of time, block by block."""
-        parameters = {"tenant": tenant, "start": start, "end": end}
-        with self._client.query_row_block_stream(query("billing_rows"), parameters=parameters) as blocks:
-            for block in blocks:
-                for row in block:
-                    values = [*row[:21], tuple(row[21]), *row[22:]]
-                    yield UsageRow(*values)
+    def rows(self, spans: Sequence[TenantSpan]) -> Iterator[UsageRow]:
+        """The rated events, tenant by tenant in the order given, in order of time, block by block."""
+        for parameters in _parameters(spans):
+            with self._client.query_row_block_stream(query("billing_rows"), parameters=parameters) as blocks:
+                for block in blocks:
+                    for row in block:
+                        values = [*row[:21], tuple(row[21]), *row[22:]]
+                        yield UsageRow(*values)
 
-    def event_set(self, tenants: list[str], starts: list[datetime], ends: list[datetime]) -> EventSet:
-        """The hash over identity, body and cost of all rated events of those tenants, each in its own span."""
-        parameters = {"tenants": tenants, "starts": starts, "ends": ends}
-        events, digest = self._client.query(query("billing_event_set"), parameters=parameters).result_rows[0]
-        return EventSet(int(events), str(digest))
+    def event_sets(self, spans: Sequence[TenantSpan]) -> dict[str, EventSet]:
+        """The hash over identity, body and cost of each tenant's rated events; also of tenants that have none."""
+        found = {span.tenant: EventSet() for span in spans}
+        lines: dict[str, dict[Place, str]] = {span.tenant: {} for span in spans}
+        for parameters in _parameters(spans):
+            for row in self._client.query(query("billing_event_sets"), parameters=parameters).result_rows:
+                tenant, feature, model, card, events, digest, newest = row
+                so_far = found[tenant]
+                lines[tenant][feature, model, card] = digest.rjust(32, "0")
+                newest = newest.replace(tzinfo=UTC)
+                found[tenant] = EventSet(
+                    so_far.events + events,
+                    so_far.digest ^ int(digest, 16),
+                    lines[tenant],
+                    max(newest, so_far.newest or newest),
+                )
+        return found
 
-    def obstacles(self, tenant: str, start: datetime, end: datetime) -> RawSums:
-        """How many events have no price, and by how many rows or pico-units the hourly rollup differs."""
-        parameters = {"tenant": tenant, "start": start, "end": end}
-        unrated, off = self._client.query(query("billing_obstacles"), parameters=parameters).result_rows[0]
-        return RawSums(int(unrated), int(off))
+    def obstacles(self, spans: Sequence[TenantSpan]) -> dict[str, Obstacle]:
+        """What stands in the way, by tenant; nothing does for one that is not in it."""
+        found = {}
+        for parameters in _parameters(spans):
+            del parameters["untils"]
+            for tenant, unrated, off in self._client.query(
+                query("billing_obstacles"), parameters=parameters
+            ).result_rows:
+                found[tenant] = Obstacle(int(unrated), int(off))
+        return found
+
+    def corrections(self, spans: Sequence[TenantSpan]) -> list[Correction]:
+        """Events that void or amend another."""
+        return [
+            Correction(*row)
+            for parameters in _parameters(spans)
+            for row in self._client.query(query("billing_corrections"), parameters=parameters).result_rows
+        ]
+
+
+def _parameters(spans: Sequence[TenantSpan]) -> Iterator[dict[str, list[str] | list[datetime]]]:
+    for first in range(0, len(spans), TENANTS_MAX):
+        part = spans[first : first + TENANTS_MAX]
+        yield {
+            "tenants": [span.tenant for span in part],
+            "starts": [span.start for span in part],
+            "ends": [span.end for span in part],
+            "untils": [span.until for span in part],
+        }

@@ -18,6 +18,9 @@ from taximeter_billing.declarations.plan import Change, Plan, make_plan
 from taximeter_billing.declarations.reading import read_file
 from taximeter_schemas.control import ControlKind, ControlRecord
 
+BILLING_ONLY = {ControlKind.PLAN, ControlKind.CONTRACT, ControlKind.CREDIT_GRANT, ControlKind.COST_CARD}
+"""Kept in the book and never published: what was agreed, and what things cost us, is nobody else's business."""
+
 Publish = Callable[[Iterable[ControlRecord]], int]
 
 
@@ -46,10 +49,11 @@ def apply_declarations(
     return Applied(plan, send_outbox(book, publish))
 
 
-def current(session: Session) -> dict[tuple[ControlKind, str], dict[str, Any]]:
-    """What the book holds now: the latest version of everything that was declared and not deleted since."""
+def current(session: Session, as_of: datetime | None = None) -> dict[tuple[ControlKind, str], dict[str, Any]]:
+    """What the book holds now, or held then: the latest version of everything that was declared and not deleted since."""
     latest: dict[tuple[ControlKind, str], dict[str, Any] | None] = {}
-    for row in session.scalars(select(DeclaredRow).order_by(DeclaredRow.id)):
+    statement = select(DeclaredRow).order_by(DeclaredRow.id)
+    for row in session.scalars(statement if as_of is None else statement.where(DeclaredRow.recorded_at <= as_of)):
         if row.kind != ControlKind.API_KEY:
             latest[ControlKind(row.kind), row.key] = row.body
     return {place: body for place, body in latest.items() if body is not None}
@@ -64,7 +68,7 @@ def record_change(session: Session, change: Change, actor: str, now: datetime) -
         .limit(1)
     )
     after = change.after
-    if after is not None and change.kind is ControlKind.RATE_CARD:
+    if after is not None and change.kind in {ControlKind.RATE_CARD, ControlKind.COST_CARD}:
         after = {**after, "recorded_at": now.isoformat()}
     session.add(DeclaredRow(kind=change.kind, key=change.key, version=(last or 0) + 1, body=after, recorded_at=now))
     session.add(
@@ -78,8 +82,9 @@ def record_change(session: Session, change: Change, actor: str, now: datetime) -
             after=after,
         )
     )
-    record = ControlRecord(kind=change.kind, id=change.key, body=after, recorded_at=now)
-    session.add(OutboxRow(record=record.model_dump_json()))
+    if change.kind not in BILLING_ONLY:
+        record = ControlRecord(kind=change.kind, id=change.key, body=after, recorded_at=now)
+        session.add(OutboxRow(record=record.model_dump_json()))
 
 
 def send_outbox(book: Engine, publish: Publish) -> int:
@@ -114,7 +119,7 @@ def _everything(book: Engine) -> list[ControlRecord]:
     """The last word on everything that was ever declared, deletions included."""
     with Session(book) as session:
         rows = list(session.scalars(select(DeclaredRow).order_by(DeclaredRow.id)))
-    latest = {(row.kind, row.key): row for row in rows}
+    latest = {(row.kind, row.key): row for row in rows if row.kind not in BILLING_ONLY}
     return [
         ControlRecord(kind=ControlKind(row.kind), id=row.key, body=row.body, recorded_at=row.recorded_at)
         for row in latest.values()

@@ -11,8 +11,9 @@ from taximeter_schemas.rate_cards import RateCard
 
 Current = Mapping[tuple[ControlKind, str], dict[str, Any]]
 
-# A published rate card stays, whatever the file says now: events were priced with it.
-_PERMANENT = {ControlKind.RATE_CARD}
+# These stay, whatever the file says now: events were priced with a card, and invoices were paid from a grant; a file holds no
+# top-ups.
+_PERMANENT = {ControlKind.RATE_CARD, ControlKind.COST_CARD, ControlKind.CREDIT_GRANT, ControlKind.TOP_UP}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Plan:
 
 
 def make_plan(current: Current, declared: Iterable[Declared], *, prune: bool = False) -> Plan:
-    """Compare. With `prune`, what the file does not hold is deleted, but rate cards.
+    """Compare. With `prune`, what the file does not hold is deleted, but rate cards, cost cards and grants.
 
     Raises FrozenError when a published version of a rate card or cache policy differs.
     """
@@ -62,9 +63,7 @@ def make_plan(current: Current, declared: Iterable[Declared], *, prune: bool = F
         elif _same(thing.kind, before, thing.body):
             unchanged += 1
         elif thing.kind in _PERMANENT:
-            raise FrozenError(
-                f"rate card {thing.key} is published and cannot change; declare a new version of it with a later effective_from"
-            )
+            raise FrozenError(_frozen(thing))
         elif thing.kind is ControlKind.CACHE_POLICY and thing.body["version"] <= before["version"]:
             raise FrozenError(
                 f"cache policy {thing.key}@{before['version']} is published and cannot change; declare version"
@@ -78,8 +77,15 @@ def make_plan(current: Current, declared: Iterable[Declared], *, prune: bool = F
     return Plan(tuple(changes), unchanged)
 
 
+def _frozen(thing: Declared) -> str:
+    if thing.kind is ControlKind.CREDIT_GRANT:
+        return f"credit {thing.key} is granted and cannot change; declare another grant beside it"
+    kind = "cost card" if thing.kind is ControlKind.COST_CARD else "rate card"
+    return f"{kind} {thing.key} is published and cannot change; declare a new version of it with a later effective_from"
+
+
 def _same(kind: ControlKind, before: dict[str, Any], after: dict[str, Any]) -> bool:
-    if kind is ControlKind.RATE_CARD:
+    if kind in {ControlKind.RATE_CARD, ControlKind.COST_CARD}:
         # By what they say: when it became known is the book's business, and a field that is new has its default in older rows.
         return RateCard.model_validate(before).sha256 == RateCard.model_validate(after).sha256
     return before == after

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from taximeter_billing.declarations import agreements
 from taximeter_billing.declarations.amounts import amount
 from taximeter_billing.declarations.declared import Declared
 from taximeter_billing.declarations.prices import read_rate_card
@@ -30,7 +31,7 @@ def read_mapping(content: Any, name: str = "declarations") -> list[Declared]:
     """Turn the content of a declarations file into what travels. Raises DeclarationError."""
     if not isinstance(content, Mapping):
         raise DeclarationError(
-            f"{name}: not a mapping of tenants, budgets, rate_cards, cache_pools, cache_policies, alert_endpoints"
+            f"{name}: not a mapping of tenants, budgets, rate_cards, cache_pools, cache_policies, alert_endpoints, contracts"
         )
     unknown = set(content) - set(_SECTIONS)
     if unknown:
@@ -91,6 +92,26 @@ def _cache_policy(entry: dict[str, Any]) -> Declared:
     return Declared(ControlKind.CACHE_POLICY, policy.id, {**entry, "id": policy.id, "version": policy.version})
 
 
+def _plan(entry: dict[str, Any]) -> Declared:
+    plan = agreements.read_plan(entry)
+    return Declared(ControlKind.PLAN, plan.id, agreements.body(plan))
+
+
+def _contract(entry: dict[str, Any]) -> Declared:
+    contract = agreements.read_contract(entry)
+    return Declared(ControlKind.CONTRACT, contract.id, agreements.body(contract))
+
+
+def _credit(entry: dict[str, Any]) -> Declared:
+    grant = agreements.read_credit(entry)
+    return Declared(ControlKind.CREDIT_GRANT, grant.id, agreements.body(grant))
+
+
+def _cost_card(entry: dict[str, Any]) -> Declared:
+    card = read_rate_card(entry)
+    return Declared(ControlKind.COST_CARD, card.name, _body(card))
+
+
 def _alert_endpoint(entry: dict[str, Any]) -> Declared:
     endpoint = AlertEndpoint.model_validate(entry)
     return Declared(ControlKind.ALERT_ENDPOINT, endpoint.id, _body(endpoint))
@@ -103,4 +124,8 @@ _SECTIONS: dict[str, Callable[[dict[str, Any]], Declared]] = {
     "tenants": _tenant,
     "budgets": _budget,
     "alert_endpoints": _alert_endpoint,
+    "plans": _plan,
+    "contracts": _contract,
+    "credits": _credit,
+    "cost_cards": _cost_card,
 }

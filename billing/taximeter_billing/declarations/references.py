@@ -1,9 +1,12 @@
 """What declarations say about each other: nothing twice, nothing missing, one currency from budget to rate card. Pure."""
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 from taximeter_billing.declarations.declared import Declared
+from taximeter_billing.domain.contracts import Contract, CreditGrant
 from taximeter_billing.errors import DeclarationError
 from taximeter_schemas.control import ControlKind
 
@@ -73,6 +76,30 @@ def _problems(declared: Sequence[Declared]) -> Iterator[str]:
             yield f"tenant {tenant} names the cache pool {body['cache_pool']!r}, which is not declared"
     for thing in declared:
         yield from _owner_problems(thing, tenants)
+    yield from _contract_problems(declared, tenants)
+
+
+def _contract_problems(declared: Sequence[Declared], tenants: dict[str, dict[str, Any]]) -> Iterator[str]:
+    plans = {thing.key for thing in _of(declared, ControlKind.PLAN)}
+    spans: dict[str, list[tuple[datetime, datetime, str]]] = {}
+    for thing in _of(declared, ControlKind.CONTRACT):
+        contract = Contract.model_validate(thing.body)
+        if contract.tenant not in tenants:
+            yield f"contract {thing.key} names the tenant {contract.tenant!r}, which is not declared"
+        if contract.plan is not None and contract.plan not in plans:
+            yield f"contract {thing.key} names the plan {contract.plan!r}, which is not declared"
+        ends = contract.ends or datetime.max.replace(tzinfo=UTC)
+        spans.setdefault(contract.tenant, []).append((contract.starts, ends, contract.id))
+    for tenant, held in spans.items():
+        for (_, ends, one), (starts, _, other) in pairwise(sorted(held)):
+            if starts < ends:
+                yield f"contracts {one} and {other} of tenant {tenant} overlap"
+    for thing in _of(declared, ControlKind.CREDIT_GRANT):
+        grant = CreditGrant.model_validate(thing.body)
+        if (owner := tenants.get(grant.tenant)) is None:
+            yield f"credit {thing.key} names the tenant {grant.tenant!r}, which is not declared"
+        elif owner["currency"] != grant.currency:
+            yield f"credit {thing.key} is in {grant.currency}, its tenant pays in {owner['currency']}"
 
 
 def _owner_problems(thing: Declared, tenants: dict[str, dict[str, Any]]) -> Iterator[str]:

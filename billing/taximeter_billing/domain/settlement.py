@@ -1,15 +1,23 @@
-"""Settles a period for the tenants of one policy and currency: events in, each tenant's lines with its savings out. Pure."""
+"""Settles a period for the tenants of one policy and currency: events in, each tenant's parcels with savings out. Pure."""
 
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
 
-from taximeter_billing.domain.invoice import LineUsage
+from taximeter_billing.domain.parcels import Component, Parcel, components
 from taximeter_billing.domain.savings import savings_for_period
-from taximeter_billing.domain.usage import Skus, UsageRow, line_of
+from taximeter_billing.domain.split import ExactSums, largest_remainder
+from taximeter_billing.domain.takeback import Takeback
+from taximeter_billing.domain.usage import Prices, Skus, UsageRow, line_of
 from taximeter_schemas.cache_policies import CachePolicy
 from taximeter_schemas.cache_uses import CacheUse
-from taximeter_schemas.rate_cards import RateCard
+from taximeter_schemas.rate_cards import Price, RateCard
+from taximeter_schemas.rating import beside_tokens
+
+Place = tuple[str, str, str, str]
+"""Tenant, feature, model, rate card."""
 
 
 class SettlementError(ArithmeticError):
@@ -18,69 +26,165 @@ class SettlementError(ArithmeticError):
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """Each tenant's lines, and how well the savings are known (exact, inferred, unattributed, in pico-units)."""
+    """Each tenant's parcels, and how well the savings are known (exact, inferred, unattributed, in pico-units).
 
-    lines: dict[str, list[LineUsage]]
+    `faults`: tenants whose usage adds up to different sums by different ways, and how; they have no parcels.
+    """
+
+    parcels: dict[str, list[Parcel]]
     known: dict[str, int]
     provider_retained_pico: int
+    faults: dict[str, str]
 
 
 @dataclass(slots=True)
-class _Sums:
+class _Cell:
+    """What a tenant used in one span under one feature, model and card."""
+
     events: int = 0
-    uncached_input: int = 0
-    cache_read: int = 0
-    cache_write: int = 0
-    output: int = 0
     list_pico: int = 0
     metered_pico: int = 0
+    by_price: dict[int, tuple[Price, dict[str, int]]] = field(default_factory=dict)
+    """By the identity of the price, which is one object through a settlement; its fields would take too long to hash."""
 
 
-def settle_period(rows: Iterable[UsageRow], cards: list[RateCard], policy: CachePolicy, salt: str) -> Settlement:
-    """Settle. Raises SettlementError when the savings engine's metered cost is not the events' own."""
-    skus = Skus(cards)
+def settle_period(
+    rows: Iterable[UsageRow],
+    cards: list[RateCard],
+    policy: CachePolicy,
+    salt: str,
+    cuts: Mapping[str, Sequence[int]] | None = None,
+    takebacks: Mapping[str, Takeback] | None = None,
+) -> Settlement:
+    """Settle. `cuts`: moments (microseconds since the epoch, rising) at which a tenant's period is cut into spans.
+
+    A tenant is at fault when the savings engine's metered cost is not the events' own, or the events' own are not what their
+    price says.
+    """
+    prices = Prices(cards)
+    skus = Skus(prices)
     uses: list[CacheUse] = []
-    sums: dict[tuple[str, str, str], _Sums] = defaultdict(_Sums)
+    cells: dict[Place, dict[int, _Cell]] = defaultdict(lambda: defaultdict(_Cell))
+    covered: ExactSums[tuple[Place, int, str]] = ExactSums()
     for row in rows:
-        _add(sums[row.tenant, row.feature, row.model], row)
+        place = (row.tenant, row.feature, row.model, row.rate_card)
+        at = cuts.get(row.tenant, ()) if cuts else ()
+        segment = bisect_right(at, row.time_us) if at else 0
+        _add(cells[place][segment], prices.price(row), row)
         uses.extend(skus.uses(row))
+        if takebacks and (takeback := takebacks.get(row.tenant)):
+            for what, numerator, denominator in takeback.of(row):
+                covered.add((place, segment, what), numerator, denominator)
     result = savings_for_period(uses, skus.rates, policy, salt)
-    savings: dict[tuple[str, str, str], int] = defaultdict(int)
-    cached: dict[tuple[str, str, str], int] = defaultdict(int)
+    savings: dict[Place, int] = defaultdict(int)
+    cached: dict[Place, int] = defaultdict(int)
     for (tenant, sku), account in result.by_tenant_and_sku.items():
         place = (tenant, *line_of(sku))
         savings[place] += account.list_pico - account.charge_pico
         cached[place] += account.list_pico - account.metered_pico
-    lines: dict[str, list[LineUsage]] = defaultdict(list)
-    for place, total in sorted(sums.items()):
-        if cached[place] != total.list_pico - total.metered_pico:
-            off = cached[place] - (total.list_pico - total.metered_pico)
-            raise SettlementError(
-                f"{'/'.join(place)}: the cache saving differs from the events' own by {off} pico-units"
-            )
-        lines[place[0]].append(_line(place, total, savings[place]))
-    return Settlement(dict(lines), result.known, result.provider_retained_pico)
+    faults: dict[str, str] = {}
+    parcels: dict[str, list[Parcel]] = defaultdict(list)
+    shares = _by_place(covered)
+    for place in sorted(cells):
+        try:
+            parcels[place[0]] += _parcels(place, cells[place], cached[place], savings[place], shares, salt)
+        except SettlementError as error:
+            faults.setdefault(place[0], str(error))
+    whole = {tenant: own for tenant, own in parcels.items() if tenant not in faults}
+    return Settlement(whole, result.known, result.provider_retained_pico, faults)
 
 
-def _add(sums: _Sums, row: UsageRow) -> None:
-    sums.events += 1
-    sums.uncached_input += row.uncached_input
-    sums.cache_read += sum(row.reads.values())
-    sums.cache_write += sum(row.writes.values())
-    sums.output += row.output
-    sums.list_pico += row.list_pico
-    sums.metered_pico += row.metered_pico
+def _add(cell: _Cell, price: Price, row: UsageRow) -> None:
+    cell.events += 1
+    cell.list_pico += row.list_pico
+    cell.metered_pico += row.metered_pico
+    found = cell.by_price.get(id(price))
+    if found is None:
+        found = cell.by_price[id(price)] = (price, defaultdict(int))
+    used = found[1]
+    used["uncached_input"] += row.uncached_input
+    for tier, tokens in row.reads.items():
+        used[f"cache_read_{tier}"] += tokens
+    for lifetime, tokens in row.writes.items():
+        used[f"cache_write_{lifetime}"] += tokens
+    used["output"] += row.output - row.reasoning
+    used["reasoning"] += row.reasoning
+    if row.output or row.input_tokens:
+        used["request"] += 1
+    if price.extended:
+        beside = beside_tokens(price, row.attributes, row.gpu_seconds)
+        used["search_unit"] += beside.search_units
+        used["gpu_microsecond"] += beside.gpu_microseconds
+        used["adapter_hour"] += beside.adapter_hours
 
 
-def _line(place: tuple[str, str, str], sums: _Sums, savings_pico: int) -> LineUsage:
-    return LineUsage(
-        feature=place[1],
-        model=place[2],
-        events=sums.events,
-        uncached_input=sums.uncached_input,
-        cache_read=sums.cache_read,
-        cache_write=sums.cache_write,
-        output=sums.output,
-        list_pico=sums.list_pico,
-        savings_pico=savings_pico,
+def scope_of(price: Price) -> str:
+    """What tells a price from the others of its card, for a receipt: the tags that it names, and its input price."""
+    names = ("adapter", "feature", "operation", "service_tier", "region")
+    tags = [f"{name}={tag}" for name, tag in zip(names, price.scope[1:], strict=True) if tag is not None]
+    return " ".join([price.model, *tags, f"input={price.uncached_input}"])
+
+
+def _by_place(covered: ExactSums[tuple[Place, int, str]]) -> dict[tuple[Place, int], dict[str, Fraction]]:
+    found: dict[tuple[Place, int], dict[str, Fraction]] = defaultdict(dict)
+    for (place, segment, what), share in covered.totals().items():
+        found[place, segment][what] = share
+    return found
+
+
+def _parcels(
+    place: Place,
+    spans: Mapping[int, _Cell],
+    cached: int,
+    saved: int,
+    covered: Mapping[tuple[Place, int], Mapping[str, Fraction]],
+    salt: str,
+) -> list[Parcel]:
+    """Raises SettlementError when two ways to add the line up disagree."""
+    off = cached - sum(cell.list_pico - cell.metered_pico for cell in spans.values())
+    if off:
+        raise SettlementError(f"{'/'.join(place)}: the cache saving differs from the events' own by {off} pico-units")
+    shares = _savings_by_span(spans, saved, salt)
+    return [
+        Parcel(
+            *place[1:],
+            segment,
+            cell.events,
+            _components(place, cell),
+            cell.list_pico,
+            cell.metered_pico,
+            shares[str(segment)],
+            covered.get((place, segment), {}),
+        )
+        for segment, cell in sorted(spans.items())
+    ]
+
+
+def _savings_by_span(spans: Mapping[int, _Cell], saved: int, salt: str) -> dict[str, int]:
+    """A line's savings over its spans, by what each has saved at the card's prices; by events where none has."""
+    weights = {str(segment): abs(cell.list_pico - cell.metered_pico) for segment, cell in spans.items()}
+    if not any(weights.values()):
+        weights = {str(segment): cell.events for segment, cell in spans.items()}
+    return largest_remainder(saved, weights, salt)
+
+
+def _by_scope(cell: _Cell) -> Iterator[tuple[str, str, Price, dict[str, int]]]:
+    for price, used in cell.by_price.values():
+        yield scope_of(price), price.model_dump_json(), price, used
+
+
+def _components(place: Place, cell: _Cell) -> tuple[Component, ...]:
+    """Raises SettlementError when quantity times price is not what the events were rated at."""
+    parts = tuple(
+        part
+        for scope, _prices, price, used in sorted(_by_scope(cell), key=lambda entry: entry[:2])
+        for part in components(scope, price, used)
     )
+    list_off = sum(part.list_pico for part in parts) - cell.list_pico
+    metered_off = sum(part.amount_pico for part in parts) - cell.metered_pico
+    if list_off or metered_off:
+        raise SettlementError(
+            f"{'/'.join(place)}: quantity times price differs from the events' own cost by {list_off} pico-units at list"
+            f" and {metered_off} metered"
+        )
+    return parts

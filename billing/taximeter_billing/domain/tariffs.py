@@ -35,8 +35,11 @@ class Tiers:
 
     def volume(self, quantity: int) -> int:
         """What `quantity` units cost when all of them take the price of the tier that the whole reaches."""
-        reached = next(tier for tier in self.tiers if tier.up_to is None or quantity <= tier.up_to)
-        return quantity * reached.price_pico
+        return quantity * self.volume_price(quantity)
+
+    def volume_price(self, quantity: int) -> int:
+        """The price a unit of the tier that `quantity` reaches."""
+        return next(tier for tier in self.tiers if tier.up_to is None or quantity <= tier.up_to).price_pico
 
     def graduated(self, quantity: int, already: int = 0) -> int:
         """What `quantity` units cost, each at its own tier, when `already` units of the period came before them.

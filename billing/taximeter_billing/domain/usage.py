@@ -40,6 +40,17 @@ class UsageRow:
     blocks: tuple[str, ...]
     list_pico: int
     metered_pico: int
+    reasoning: int = 0
+    gpu_seconds: float = 0.0
+    region: str = ""
+    search_units: str = ""
+    adapter_hours: str = ""
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """The attributes that prices look at."""
+        named = {"region": self.region, "search_units": self.search_units, "adapter_hours": self.adapter_hours}
+        return {name: value for name, value in named.items() if value}
 
     @property
     def reads(self) -> dict[str, int]:
@@ -60,12 +71,34 @@ class UsageRow:
         return self.uncached_input + sum(self.reads.values()) + sum(self.writes.values())
 
 
-class Skus:
-    """Names a SKU for each combination of price, read tier and write lifetime that occurs, and knows its rates."""
+class Prices:
+    """Finds the price that an event was rated by, each combination of tags once."""
 
     def __init__(self, cards: Iterable[RateCard]) -> None:
         self._cards = {card.name: card for card in cards}
         self._prices: dict[tuple[str, ...], Price] = {}
+
+    def price(self, row: UsageRow) -> Price:
+        """The price, and of those by length of the input the one that applies. Raises UnknownPriceError."""
+        key = (row.rate_card, row.feature, row.model, row.adapter, row.operation, row.service_tier, row.region)
+        price = self._prices.get(key)
+        if price is None:
+            card = self._cards.get(row.rate_card)
+            # The very rule that the event was rated by, so that both choose the same price.
+            price = find_price(card, row) if card else None
+            if price is None:
+                raise UnknownPriceError(
+                    f"{row.rate_card} has no price for {row.model}, yet event {row.event_id} was rated by it"
+                )
+            self._prices[key] = price
+        return price.for_length(row.input_tokens) if price.bands else price
+
+
+class Skus:
+    """Names a SKU for each combination of price, read tier and write lifetime that occurs, and knows its rates."""
+
+    def __init__(self, prices: Prices) -> None:
+        self._prices = prices
         self.rates: dict[str, SkuRates] = {}
 
     def uses(self, row: UsageRow) -> list[CacheUse]:
@@ -101,7 +134,7 @@ class Skus:
             event_id=f"{row.tenant}\n{row.source}\n{row.event_id}\n{part}",
             tenant=row.tenant,
             ts=row.time_us,
-            sku=self._sku(row, tier, lifetime),
+            sku=self.sku(row, tier, lifetime),
             pool=row.pool,
             model=f"{row.model}+{row.adapter}" if row.adapter else row.model,
             blocks=(),
@@ -111,32 +144,22 @@ class Skus:
             written_tokens=written,
         )
 
-    def _sku(self, row: UsageRow, tier: str, lifetime: str) -> str:
-        tags = (row.feature, row.model, row.adapter, row.operation, row.service_tier)
-        name = "|".join((row.rate_card, *tags, tier, lifetime))
+    def sku(self, row: UsageRow, tier: str, lifetime: str) -> str:
+        """The SKU of the event's tokens of one read tier or write lifetime ("" for neither). Raises UnknownPriceError."""
+        price = self._prices.price(row)
+        full = price.uncached_input
+        read = full if not tier else getattr(price, f"cache_read_{tier}")
+        write = full if not lifetime else getattr(price, f"cache_write_{lifetime}")
+        rates = (full, full if read is None else read, full if write is None else write)
+        tags = (row.rate_card, row.feature, row.model, row.adapter, row.operation, row.service_tier, tier, lifetime)
+        # The rates are part of the name: region and length of the input choose them, too.
+        name = "|".join((*tags, *map(str, rates)))
         if name not in self.rates:
-            price = self._price(row)
-            full = price.uncached_input
-            read = full if not tier else getattr(price, f"cache_read_{tier}")
-            write = full if not lifetime else getattr(price, f"cache_write_{lifetime}")
-            self.rates[name] = SkuRates(p=full, r=full if read is None else read, w=full if write is None else write)
+            self.rates[name] = SkuRates(p=rates[0], r=rates[1], w=rates[2])
         return name
 
-    def _price(self, row: UsageRow) -> Price:
-        key = (row.rate_card, row.feature, row.model, row.adapter, row.operation, row.service_tier)
-        if key not in self._prices:
-            card = self._cards.get(row.rate_card)
-            # The very rule that the event was rated by, so that both choose the same price.
-            price = find_price(card, row) if card else None
-            if price is None:
-                raise UnknownPriceError(
-                    f"{row.rate_card} has no price for {row.model}, yet event {row.event_id} was rated by it"
-                )
-            self._prices[key] = price
-        return self._prices[key]
 
-
-def line_of(sku: str) -> tuple[str, str]:
-    """The invoice line (feature, model) that a SKU belongs to."""
-    _card, feature, model, *_rest = sku.split("|")
-    return feature, model
+def line_of(sku: str) -> tuple[str, str, str]:
+    """The invoice line (feature, model, rate card) that a SKU belongs to."""
+    card, feature, model, *_rest = sku.split("|")
+    return feature, model, card

@@ -1,8 +1,14 @@
--- The rated events of one tenant in a period, in order of time. Parameters: tenant, start, end (not included).
+-- The rated events of these tenants, each in its own span, tenant by tenant in the order given, in order of time.
+-- Rows inserted after `untils` do not count. Parameters: tenants, starts, ends, untils (arrays of one length).
 SELECT
     tenant, feature, model, adapter, operation, service_tier, rate_card, source, event_id, toUnixTimestamp64Micro(time) AS time_us,
     uncached_input, cache_read_gpu, cache_read_cpu, cache_read_disk, cache_read_provider, cache_write_5m, cache_write_1h, output,
-    pool, block_size, hit_blocks, blocks, list_pico, metered_pico
-FROM usage_events
-WHERE tenant = {tenant:String} AND time >= {start:DateTime64(6, 'UTC')} AND time < {end:DateTime64(6, 'UTC')}
-ORDER BY time, source, event_id
+    pool, block_size, hit_blocks, blocks, list_pico, metered_pico,
+    reasoning, gpu_seconds, attributes['region'] AS region, attributes['search_units'] AS search_units,
+    attributes['adapter_hours'] AS adapter_hours
+FROM usage_log
+WHERE disposition = 'rated' AND has({tenants:Array(String)}, tenant)
+    AND time >= {starts:Array(DateTime64(6, 'UTC'))}[indexOf({tenants:Array(String)}, tenant)]
+    AND time < {ends:Array(DateTime64(6, 'UTC'))}[indexOf({tenants:Array(String)}, tenant)]
+    AND inserted_at <= {untils:Array(DateTime64(3, 'UTC'))}[indexOf({tenants:Array(String)}, tenant)]
+ORDER BY indexOf({tenants:Array(String)}, tenant), time, source, event_id

@@ -1,5 +1,7 @@
 """Credits as a ledger, credit notes, and revisions of voided invoices."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -55,7 +57,7 @@ def upgrade() -> None:
 
 
 def _revise_invoices() -> None:
-    new = (
+    new: tuple[sa.Column[Any], ...] = (
         sa.Column("revision", sa.Integer(), nullable=False, server_default="1"),
         sa.Column("adjustments_pico", Pico(length=64), nullable=False, server_default="0"),
         sa.Column("inputs_sha256", sa.String(length=64), nullable=False, server_default=""),

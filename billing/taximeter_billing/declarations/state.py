@@ -1,0 +1,84 @@
+"""What is declared, as billing uses it: now, or as it was when an invoice was made."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from taximeter_billing.declarations.applying import current
+from taximeter_billing.domain.contracts import Agreement, Contract, CreditGrant, Plan, agreement
+from taximeter_schemas.cache_policies import DEFAULT_CACHE_POLICY, CachePolicy, load_cache_policy
+from taximeter_schemas.control import ControlKind
+from taximeter_schemas.rate_cards import RateCard
+from taximeter_schemas.tenants import Tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tenants that are settled together: one cache pool, one policy for what it saved, one currency. What stands in the way of
+    one of them may hold the others of its pool, and nobody else."""
+
+    policy: CachePolicy
+    currency: str
+    tenants: tuple[Tenant, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything declared that an invoice depends on. `agreements` and `grants` are by tenant."""
+
+    tenants: Mapping[str, Tenant]
+    cards: list[RateCard]
+    policies: Mapping[str, CachePolicy]
+    agreements: Mapping[str, list[Agreement]]
+    grants: Mapping[str, list[CreditGrant]]
+    cost_cards: list[RateCard]
+
+    def currency(self, tenant: Tenant) -> str:
+        """Usage is priced, and so invoiced, in the currency of the tenant's rate card."""
+        return next((card.currency for card in self.cards if card.id == tenant.rate_card), tenant.currency)
+
+    def groups(self) -> Iterator[Group]:
+        """All tenants, in the groups that settle together."""
+        members: dict[tuple[str, str, str], list[Tenant]] = defaultdict(list)
+        currencies = {card.id: card.currency for card in reversed(self.cards)}
+        for tenant in self.tenants.values():
+            currency = currencies.get(tenant.rate_card, tenant.currency)
+            members[tenant.cache_policy, currency, tenant.pool].append(tenant)
+        for (policy, currency, _pool), tenants in sorted(members.items()):
+            yield Group(self.policies.get(policy, DEFAULT_CACHE_POLICY), currency, tuple(tenants))
+
+
+def read_state(session: Session, as_of: datetime | None = None) -> State:
+    """What the book declares now, or declared then. Rate cards are always all that are known: they never change, and an event
+    may have been rated by one that came later."""
+    things = current(session, as_of)
+    everything = things if as_of is None else current(session)
+    policies: dict[str, CachePolicy] = {"default": DEFAULT_CACHE_POLICY}
+    for key, body in _of(things, ControlKind.CACHE_POLICY):
+        policies[key] = load_cache_policy(body, {})
+    plans = {key: Plan.model_validate(body) for key, body in _of(things, ControlKind.PLAN)}
+    agreements: dict[str, list[Agreement]] = defaultdict(list)
+    for _, body in _of(things, ControlKind.CONTRACT):
+        contract = Contract.model_validate(body)
+        agreements[contract.tenant].append(agreement(contract, plans))
+    grants: dict[str, list[CreditGrant]] = defaultdict(list)
+    for _, body in _of(things, ControlKind.CREDIT_GRANT):
+        grant = CreditGrant.model_validate(body)
+        grants[grant.tenant].append(grant)
+    return State(
+        tenants={key: Tenant.model_validate(body) for key, body in _of(things, ControlKind.TENANT)},
+        cards=[RateCard.model_validate(body) for _, body in _of(everything, ControlKind.RATE_CARD)],
+        policies=policies,
+        agreements=dict(agreements),
+        grants=dict(grants),
+        cost_cards=[RateCard.model_validate(body) for _, body in _of(everything, ControlKind.COST_CARD)],
+    )
+
+
+def _of(
+    things: Mapping[tuple[ControlKind, str], dict[str, object]], kind: ControlKind
+) -> Iterator[tuple[str, dict[str, object]]]:
+    return ((key, body) for (held, key), body in sorted(things.items()) if held is kind)
