@@ -59,6 +59,20 @@ class Budget(Declared):
         return self.feature in (None, feature) and self.model in (None, model)
 
 
+class TopUp(Declared):
+    """Money added to a budget that lasts for ever, or taken back where the amount is negative: never changed, never deleted.
+
+    The budget's limit is what was declared for it and the sum of its top-ups. The id makes it idempotent.
+    """
+
+    id: Identifier
+    tenant: Tag
+    budget: Tag
+    amount_pico: int
+    currency: Currency
+    note: Annotated[str, Field(max_length=200)] = ""
+
+
 class Message(BaseModel):
     """A message between services. Unknown fields are tolerated, so that a newer sender does not stop an older reader."""
 

@@ -15,6 +15,7 @@ class ControlKind(StrEnum):
     API_KEY = "api_key"
     RATE_CARD = "rate_card"
     BUDGET = "budget"
+    TOP_UP = "top_up"
     CACHE_POOL = "cache_pool"
     CACHE_POLICY = "cache_policy"
     ALERT_ENDPOINT = "alert_endpoint"

@@ -14,11 +14,16 @@ from taximeter_schemas.errors import PeriodError
 
 
 class PeriodKind(StrEnum):
-    """How long a period lasts."""
+    """How long a period lasts. A prepaid wallet's lasts for ever: it never resets."""
 
     HOUR = "hour"
     DAY = "day"
     MONTH = "month"
+    LIFETIME = "lifetime"
+
+
+FOR_EVER = ("lifetime", datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC))
+"""The one period of a lifetime: its label, start and end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,8 @@ def billing_month(label: str, time_zone: str) -> Period:
 
 def period_containing(moment: datetime, kind: PeriodKind, time_zone: str) -> Period:
     """The period of that kind which holds the moment (aware, any zone), in the tenant's time zone."""
+    if kind is PeriodKind.LIFETIME:
+        return Period(*FOR_EVER)
     local_zone = zone(time_zone)
     local = moment.astimezone(local_zone)
     if kind is PeriodKind.HOUR:

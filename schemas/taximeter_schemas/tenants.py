@@ -70,7 +70,7 @@ class CachePool(Declared):
 
 
 class AlertFormat(StrEnum):
-    """What an endpoint is sent: Standard Webhooks, signed, or the message that Slack's incoming webhooks (and their likes) take."""
+    """What an endpoint is sent: Standard Webhooks, signed, or what Slack's incoming webhooks (and their likes) take."""
 
     STANDARD = "standard"
     SLACK = "slack"

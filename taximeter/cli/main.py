@@ -26,6 +26,7 @@ _COMMANDS = {
     "reconcile": "billing",
     "apply": "billing",
     "savings": "billing",
+    "topup": "billing",
 }
 _GROUPS = {
     "keys": "billing",
@@ -34,6 +35,7 @@ _GROUPS = {
     "parked": "billing",
     "unrated": "billing",
     "alerts": "billing",
+    "budget": "billing",
 }
 
 console = Console(stderr=True)

@@ -105,6 +105,21 @@ def test_each_threshold_of_a_list_is_told_once_a_period_whatever_the_limit_becom
     assert kinds(tenant.spend(26, day(30) + timedelta(days=1))) == [(soft, 5_000)]
 
 
+def test_a_wallet_tells_each_threshold_once_for_each_sum_of_its_top_ups() -> None:
+    wallet = BUDGET.model_copy(update={"period": PeriodKind.LIFETIME, "soft_thresholds_bps": (8_000,)})
+    tenant = Tenant(wallet)
+    soft, hard = (AlertKind.SOFT_THRESHOLD, 8_000), (AlertKind.HARD_LIMIT, 10_000)
+    (alert,) = tenant.spend(85, day(2))
+    assert sentence(alert) == "acme has spent 80% of its prepaid budget of 100.00 USD (85.00 USD spent)"
+    assert kinds(tenant.spend(5, day(9))) == []
+    tenant.rules = Rules((wallet.model_copy(update={"limit_pico": 200 * UNIT}),))
+    assert kinds(tenant.spend(5, day(30))) == []
+    later = tenant.spend(105, day(30) + timedelta(days=90))
+    assert kinds(later) == [soft, hard]
+    assert alert.id not in {raised.id for raised in later}
+    assert tenant.state.spent_pico("month", "lifetime") == 200 * UNIT
+
+
 def test_a_forecast_is_told_once_a_period_and_names_the_day() -> None:
     tenant = Tenant(BUDGET.model_copy(update={"soft_thresholds_bps": ()}))
     told = [alert for number in range(1, 20) for alert in tenant.spend(5, day(number, 12))]
@@ -127,6 +142,8 @@ def test_a_forecast_is_told_once_a_period_and_names_the_day() -> None:
         # Median 10, distance 2: 10 + 3.5 * 2 / 0.6745 = 20.4 lies just above twice the median.
         ([6, 8, 8, 10, 12, 12, 14], Usual(10 * UNIT, 20_378_057_820_607, 15_930_318_754_633)),
         ([0] * 28, Usual(0, UNIT, UNIT // 2)),  # idle: one unit
+        ([0] * 20 + [50, 10], Usual(50 * UNIT, 100 * UNIT, 75 * UNIT)),  # now and then: the largest
+        ([0, 0, 10] * 5, Usual(10 * UNIT, 20 * UNIT, 15 * UNIT)),  # days off are left out
     ],
 )  # fmt: skip
 def test_what_is_usual(days: list[int], known: Usual | None) -> None:

@@ -62,6 +62,34 @@ def test_a_budget_can_move_to_another_tenant() -> None:
     assert set(moved.budgets) == {"globex"}
 
 
+WALLET = record(ControlKind.BUDGET, "w", {"id": "w", "tenant": "acme", "limit_pico": 5, "period": "lifetime"})
+
+
+def top_up(name: str, amount_pico: int, budget: str = "w") -> ControlRecord:
+    body = {"id": name, "tenant": "acme", "budget": budget, "amount_pico": amount_pico, "currency": "USD"}
+    return record(ControlKind.TOP_UP, name, body)
+
+
+def test_a_wallets_limit_is_what_was_declared_and_its_top_ups_in_any_order() -> None:
+    cases = [
+        ((WALLET,), 5),
+        ((WALLET, top_up("a", 10)), 15),
+        ((top_up("a", 10), WALLET), 15),  # the topic has several partitions
+        ((top_up("a", 10), WALLET, top_up("a", 10), top_up("b", 7), WALLET), 22),  # the same again adds nothing
+        ((WALLET, top_up("a", 10), top_up("b", -20)), 0),  # never below 0
+        ((WALLET, top_up("a", 10, budget="another")), 5),
+        ((WALLET, top_up("a", 10), record(ControlKind.BUDGET, "w", None), WALLET), 15),  # declared anew
+        ((WALLET, top_up("a", 10), record(ControlKind.TOP_UP, "a", None)), 5),
+    ]
+    for records, limit_pico in cases:
+        (wallet,) = folded(*records).budgets["acme"]
+        assert wallet.limit_pico == limit_pico, records
+
+
+def test_a_budget_that_resets_takes_no_top_up() -> None:
+    assert folded(*DECLARED, top_up("a", 10, budget="b1")).budgets["acme"][0].limit_pico == 5
+
+
 def test_the_card_that_holds_at_a_moment() -> None:
     snapshot = folded(*DECLARED, card(2, NOW + timedelta(days=1)))
     cases = [

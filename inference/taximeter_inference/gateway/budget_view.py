@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 from taximeter_inference.gateway.errors import BudgetExhaustedError, InFlightBudgetError
 from taximeter_schemas.budgets import Budget, BudgetPosition, BudgetState
 from taximeter_schemas.money import format_pico
-from taximeter_schemas.periods import period_containing
+from taximeter_schemas.periods import PeriodKind, period_containing
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
     """A budget in its running period, as last published; nothing spent is known in a period that has just begun.
 
-    A cap on a root request never resets.
+    A cap on a root request never resets, nor does a wallet.
     """
 
     budget: Budget
@@ -40,7 +40,10 @@ def positions_by_budget(state: BudgetState | None) -> Mapping[str, BudgetPositio
 def standing(budget: Budget, position: BudgetPosition | None, time_zone: str, now: datetime) -> Standing:
     """Where the budget stands. Its limit is the declared one, which may be newer than the published position."""
     if position is not None and position.period_start <= now < position.period_end:
-        return Standing(budget, position.spent_pico, position.period_end)
+        resets_at = None if budget.period is PeriodKind.LIFETIME else position.period_end
+        return Standing(budget, position.spent_pico, resets_at)
+    if budget.period is PeriodKind.LIFETIME:
+        return Standing(budget, 0)
     return Standing(budget, 0, period_containing(now, budget.period, time_zone).end)
 
 
@@ -66,7 +69,7 @@ def refusal(held: Standing, needed_pico: int) -> BudgetExhaustedError:
     needed = format_pico(needed_pico, budget.currency)
     details = {"budget": budget.id, "limit": limit, "spent": spent}
     state = f"{spent} of {limit} are spent, this request may cost {needed}"
-    ends = "it is one root request's, and does not reset"
+    ends = "it is one root request's, and does not reset" if budget.per_root_request else "it is prepaid: top it up"
     if held.resets_at is not None:
         details["resets_at"] = _iso(held.resets_at)
         ends = f"it resets at {details['resets_at']}"

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from taximeter_schemas.budgets import AlertKind, BudgetAlert
 from taximeter_schemas.money import currency_exponent, format_pico
+from taximeter_schemas.periods import PeriodKind
 from taximeter_schemas.tenants import AlertEndpoint, AlertFormat
 
 _PERIODS = {7: "monthly", 10: "daily"}
@@ -26,12 +27,15 @@ def sentence(alert: BudgetAlert) -> str:
     scope = "".join(
         f" for {name} {value}" for name, value in (("feature", alert.feature), ("model", alert.model)) if value
     )
-    budget = f"{_PERIODS.get(len(alert.period), 'hourly')} budget{scope} of {limit}"
+    kind = "prepaid" if alert.period == PeriodKind.LIFETIME else _PERIODS.get(len(alert.period), "hourly")
+    budget, spent = f"{kind} budget{scope} of {limit}", f"{spent} spent"
+    if alert.period != PeriodKind.LIFETIME:
+        spent += f", {alert.period}"
     if alert.kind is AlertKind.HARD_LIMIT:
-        return f"{alert.tenant} has reached the limit of its {budget} ({spent} spent, {alert.period}); requests are refused"
+        return f"{alert.tenant} has reached the limit of its {budget} ({spent}); requests are refused"
     if alert.kind is AlertKind.FORECAST:
-        return f"at this rate {alert.tenant} reaches the limit of its {budget} on {_day(alert)} ({spent} spent, {alert.period})"
-    return f"{alert.tenant} has spent {_percent(alert.threshold_bps)} of its {budget} ({spent} spent, {alert.period})"
+        return f"at this rate {alert.tenant} reaches the limit of its {budget} on {_day(alert)} ({spent})"
+    return f"{alert.tenant} has spent {_percent(alert.threshold_bps)} of its {budget} ({spent})"
 
 
 def body_for(endpoint: AlertEndpoint, alert: BudgetAlert) -> dict[str, object]:

@@ -20,6 +20,7 @@ from taximeter_streams.budgets.thresholds import FULL_BPS, alert_id
 DAYS_COMPARED = 28
 DAYS_LEAST = 7
 """Fewer days of a tenant's past say nothing about what is usual."""
+ACTIVE_LEAST = 3
 LEAST_PICO = 10**12
 """Below one unit of the currency nobody needs to be called."""
 STANDS_OUT_TENTHS, CALM_TENTHS = 35, 20
@@ -36,11 +37,17 @@ class Usual:
 
 
 def usual(days_pico: Sequence[int]) -> Usual | None:
-    """What the past days say; None where there are too few."""
+    """What the past days say; None where there are too few. Days without spend are no measure of those with some.
+
+    Who spent on fewer than three of them has no usual day, and is held against the largest.
+    """
     if len(days_pico) < DAYS_LEAST:
         return None
-    middle = _median(days_pico)
-    distance = _median([abs(day - middle) for day in days_pico])
+    active = [day for day in days_pico if day > 0]
+    middle, distance = max(active, default=0), 0
+    if len(active) >= ACTIVE_LEAST:
+        middle = _median(active)
+        distance = _median([abs(day - middle) for day in active])
     # (x - m) > z d / 0.6745, with z in tenths.
     level, calm = (middle + distance * tenths * 1_000 // 6_745 for tenths in (STANDS_OUT_TENTHS, CALM_TENTHS))
     level = max(level, 2 * middle, LEAST_PICO)

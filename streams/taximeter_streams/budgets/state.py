@@ -15,6 +15,7 @@ PERIOD_KEPT = {
     PeriodKind.HOUR: timedelta(days=2),
     PeriodKind.DAY: timedelta(days=8),
     PeriodKind.MONTH: timedelta(days=62),
+    PeriodKind.LIFETIME: timedelta(0),
 }
 """How long after its end a period still takes late spend and remembers its alerts. Later spend can hold nothing any more."""
 

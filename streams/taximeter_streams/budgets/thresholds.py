@@ -4,6 +4,7 @@ import hashlib
 from datetime import datetime
 
 from taximeter_schemas.budgets import AlertKind, Budget, BudgetAlert
+from taximeter_schemas.periods import PeriodKind
 from taximeter_streams.budgets.state import Posting
 
 FULL_BPS = 10_000
@@ -28,17 +29,26 @@ def reached(budget: Budget, spent_pico: int, threshold_bps: int) -> bool:
 
 
 def raise_alerts(budget: Budget, period: str, posting: Posting, now: datetime) -> tuple[Posting, list[BudgetAlert]]:
-    """The alerts that this posting has earned and not yet raised, and the posting with them marked as raised."""
+    """The alerts that this posting has earned and not yet raised, and the posting with them marked as raised.
+
+    A wallet never resets: there a threshold is told once for each sum of its top-ups.
+    """
+    filling = _filling(budget)
     due = [
         (threshold_bps, kind)
         for threshold_bps, kind in watched(budget)
-        if _due(budget, posting, threshold_bps, kind) and mark(kind, threshold_bps) not in posting.alerted
+        if _due(budget, posting, threshold_bps, kind) and mark(kind, threshold_bps) + filling not in posting.alerted
     ]
     if not due:
         return posting, []
-    marks = (mark(kind, threshold_bps) for threshold_bps, kind in due)
+    marks = (mark(kind, threshold_bps) + filling for threshold_bps, kind in due)
     alerts = [alert_of(budget, period, posting, threshold, now) for threshold in due]
-    return posting.model_copy(update={"alerted": (*posting.alerted, *marks)}), alerts
+    kept = (told for told in posting.alerted if told.endswith(filling))
+    return posting.model_copy(update={"alerted": (*kept, *marks)}), alerts
+
+
+def _filling(budget: Budget) -> str:
+    return f"@{budget.limit_pico}" if budget.period is PeriodKind.LIFETIME else ""
 
 
 def _due(budget: Budget, posting: Posting, threshold_bps: int, kind: AlertKind) -> bool:
@@ -57,7 +67,7 @@ def alert_of(
     """The alert of that threshold and kind."""
     threshold_bps, kind = threshold
     return BudgetAlert(
-        id=alert_id(budget.id, period, threshold_bps, kind),
+        id=alert_id(budget.id, period + _filling(budget), threshold_bps, kind),
         kind=kind,
         tenant=budget.tenant,
         budget_id=budget.id,
