@@ -68,14 +68,14 @@ class UsageProducer:
         self._process = os.getpid()
         atexit.register(self.close)
 
-    def emit(self, event: UsageEvent | Mapping[str, object]) -> None:
-        """Take an event. Returns at once; `flush` and `close` say when it is safe. Never waits for the network.
+    def emit(self, event: UsageEvent | wire.UsageEvent | Mapping[str, object]) -> None:
+        """Take an event (the model, its hot-path twin, or its JSON as a mapping). Returns at once; `flush` and `close` say when it is safe. Never waits for the network.
 
         Raises InvalidEventError, SpoolFullError (nowhere to put it) or ProducerClosedError; then it was not taken.
         """
         self._take(event, None)
 
-    def submit(self, event: UsageEvent | Mapping[str, object]) -> Future[Safe]:
+    def submit(self, event: UsageEvent | wire.UsageEvent | Mapping[str, object]) -> Future[Safe]:
         """Like `emit`, with a future that is done once the event is safe: on the broker, or fsync'd in the spool.
 
         The future fails with SpoolError when the disk refuses, UndeliverableError when the broker does for good.
@@ -85,7 +85,7 @@ class UsageProducer:
         self._take(event, safe)
         return safe
 
-    async def emit_async(self, event: UsageEvent | Mapping[str, object]) -> Safe:
+    async def emit_async(self, event: UsageEvent | wire.UsageEvent | Mapping[str, object]) -> Safe:
         """Take an event and return once it is safe. Raises what `emit` raises, SpoolError and UndeliverableError."""
         return await asyncio.wrap_future(self.submit(event))
 
@@ -125,8 +125,10 @@ class UsageProducer:
     ) -> None:
         await asyncio.to_thread(self.close)
 
-    def _take(self, event: UsageEvent | Mapping[str, object], safe: Future[Safe] | None) -> None:
-        known = event if isinstance(event, UsageEvent) else parse_event(event)
+    def _take(
+        self, event: UsageEvent | wire.UsageEvent | Mapping[str, object], safe: Future[Safe] | None
+    ) -> None:
+        known = event if isinstance(event, UsageEvent | wire.UsageEvent) else parse_event(event)
         with self._numbering:
             if self._closed:
                 raise ProducerClosedError("the producer was closed")
@@ -137,7 +139,10 @@ class UsageProducer:
             # Only now: a refused event leaves no gap.
             self._sequence += stamped is not known
 
-    def _stamped(self, event: UsageEvent) -> UsageEvent:
+    def _stamped(self, event: UsageEvent | wire.UsageEvent) -> UsageEvent | wire.UsageEvent:
+        if isinstance(event, wire.UsageEvent):
+            mark = wire.Worker(id=self.worker_id, sequence=self._sequence)
+            return msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, worker=mark))
         worker = Worker(id=self.worker_id, sequence=self._sequence)
         return event.model_copy(update={"data": event.data.model_copy(update={"worker": worker})})
 
@@ -152,9 +157,9 @@ def parse_event(event: Mapping[str, object]) -> UsageEvent:
         raise InvalidEventError(f"the event is not JSON: {error}") from None
 
 
-def encode_event(event: UsageEvent) -> bytes:
-    """The event's bytes on the wire. Raises InvalidEventError, also for a model that was made or copied unchecked."""
-    payload = event.to_json()
+def encode_event(event: UsageEvent | wire.UsageEvent) -> bytes:
+    """The event's bytes on the wire. Raises InvalidEventError, also for one that was made or copied unchecked."""
+    payload = event.to_json() if isinstance(event, UsageEvent) else wire.encode(event)
     if len(payload) > EVENT_BYTES_MAX:
         raise InvalidEventError(f"the event has {len(payload)} bytes; {EVENT_BYTES_MAX} is the limit")
     try:

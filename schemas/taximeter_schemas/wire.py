@@ -131,6 +131,12 @@ class UsageEvent(msgspec.Struct, frozen=True, gc=False):
 
 _DECODER = msgspec.json.Decoder(UsageEvent)
 _ENCODER = msgspec.json.Encoder(order="deterministic")
+_PLAIN_ENCODER = msgspec.json.Encoder()
+
+
+def encode(event: UsageEvent) -> bytes:
+    """The event as JSON. Nothing is checked: whoever made it decodes it again before sending."""
+    return _PLAIN_ENCODER.encode(event)
 
 
 def decode(payload: bytes) -> UsageEvent:

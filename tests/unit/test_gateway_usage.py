@@ -4,14 +4,25 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from taximeter_inference.gateway.events import Ending, RequestFacts, build_event
 from taximeter_inference.gateway.salt import PoolKeys
 from taximeter_inference.gateway.stream import StreamFilter, strip_cache_report
 from taximeter_inference.gateway.tags import Tags
-from taximeter_inference.gateway.usage import UpstreamUsage, disjoint_tokens, read_usage
+from taximeter_inference.gateway.usage import (
+    CompletionDetails,
+    PromptDetails,
+    UpstreamUsage,
+    disjoint_tokens,
+    read_usage,
+)
+from taximeter_producers.adapters.disjoint import disjoint_tokens as rule
 from taximeter_producers.producer import encode_event
+from taximeter_schemas import events
 from taximeter_schemas.events import Attribution, Operation, Outcome
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}}
@@ -39,6 +50,21 @@ def test_usage_becomes_disjoint(usage: dict[str, Any], expected: tuple[int, int,
     assert read is not None
     tokens = disjoint_tokens(read)
     assert (tokens.uncached_input, tokens.cache_read.gpu, tokens.output, tokens.reasoning) == expected
+
+
+COUNTS = st.integers(0, 1_000)
+
+
+@given(COUNTS, COUNTS, COUNTS, COUNTS)
+def test_usage_becomes_disjoint_by_the_adapters_own_rule(cached: int, more: int, reasoning: int, answer: int) -> None:
+    usage = UpstreamUsage(
+        prompt_tokens=cached + more,
+        completion_tokens=reasoning + answer,
+        prompt_tokens_details=PromptDetails(cached_tokens=cached),
+        completion_tokens_details=CompletionDetails(reasoning_tokens=reasoning),
+    )
+    by_rule = rule(cached + more, reasoning + answer, cache_read=events.CacheRead(gpu=cached), reasoning=reasoning)
+    assert msgspec.to_builtins(disjoint_tokens(usage)) == by_rule.model_dump(by_alias=True)
 
 
 @pytest.mark.parametrize("raw", [b"", b"7", b'{"prompt_tokens": "9"}', b'{"prompt_tokens": 1.5}'])

@@ -27,11 +27,13 @@ from taximeter_schemas.budgets import Budget, BudgetPosition
 from taximeter_schemas.control_snapshot import ControlSnapshot
 from taximeter_schemas.events import Operation
 from taximeter_schemas.rate_cards import Price, RateCard
+from taximeter_schemas.tenants import Tenant
 
 Positions = Mapping[str, Mapping[str, BudgetPosition]]
 """Tenant to budget id to position, as the keeper published them last."""
 FALLBACKS_MAX = 3
 """Models that are tried after the one that was asked for."""
+PLANS_REMEMBERED_MAX = 20_000
 TRY_AGAIN_SECONDS = 1.0
 """Who waits looks again this often without news: periods roll over silently."""
 TRY_SECONDS = 0.5
@@ -48,6 +50,7 @@ class Admitted:
     body: ClientBody
     asked_model: str
     card: RateCard | None
+    price: Price | None
     reservations: tuple[Reservation, ...] = ()
     lease_id: str | None = None
     output_tokens_max: int | None = None
@@ -62,12 +65,30 @@ class Admitted:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cover:
-    """The budgets of a request: those of a period, hard ones apart, and the caps on its root request."""
+class _Plan:
+    """What holds for all requests alike in tenant, key, feature, model, operation and tier: price and budgets.
 
+    The budgets are those of a period, hard ones apart, and the caps on the root request. `scope` is that of the hard ones.
+    """
+
+    card: RateCard | None
+    price: Price | None
     budgets: tuple[Budget, ...]
     hard: tuple[Budget, ...]
     caps: tuple[Budget, ...]
+    scope: Scope
+    by_key: bool
+    valid_until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Warn headers, and from what they were made."""
+
+    positions: Mapping[str, BudgetPosition] | None
+    budgets: tuple[Budget, ...]
+    valid_until: datetime
+    headers: tuple[tuple[bytes, bytes], ...]
 
 
 @dataclass(slots=True)
@@ -81,7 +102,9 @@ class Admission:
     desk: LeaseDesk
     room: WaitingRoom
     bounds: OutputBounds
-    _told: dict[str, tuple[Standing, tuple[tuple[bytes, bytes], ...]]] = field(default_factory=dict)
+    _plans: dict[tuple[str, ...], _Plan] = field(default_factory=dict)
+    _plans_of: ControlSnapshot | None = None
+    _told: dict[Scope, _Told] = field(default_factory=dict)
 
     async def admit(self, caller: Caller, tags: Tags, body: ClientBody, operation: Operation) -> Admitted:
         """Admit a request. Raises UnpricedModelError, the errors of budgets, and those of counting its prompt."""
@@ -151,37 +174,50 @@ class Admission:
         operation: Operation,
         wait_seconds: float | None,
     ) -> Admitted:
-        tenant, snapshot = caller.tenant, self.snapshot()
-        card = snapshot.card_for(tenant.id, datetime.now(UTC))
-        price = price_of(card, body, tags, operation)
-        currency = card.currency if card is not None else tenant.currency
-        declared = snapshot.budgets.get(tenant.id, ())
-        cover = _cover(declared, tags.feature, body.model, caller.key.id, currency) if declared else _NO_COVER
-        held = bool(cover.hard or cover.caps)
+        tenant = caller.tenant
+        plan = self._plan(caller, tags, body.model, operation)
+        card, price = plan.card, plan.price
+        held = bool(plan.hard or plan.caps)
         if price is None and (held or self.settings.gateway_unpriced == "refuse"):
             raise UnpricedModelError(f'the model "{body.model}" has no price on this tenant\'s rate card')
-        if not declared:
-            return Admitted(body, asked_model, card)
-        by_key = any(budget.api_key for budget in declared)
         if price is None or not held:
-            headers = self._headers(self._standings(cover.budgets, tenant.id, tenant.time_zone))
-            return Admitted(body, asked_model, card, headers=headers, counts_by_key=by_key)
+            headers = self._headers(plan, tenant) if plan.budgets else ()
+            return Admitted(body, asked_model, card, price, headers=headers, counts_by_key=plan.by_key)
         if not can_bound(price, operation):
             raise UnpricedModelError(f'the answers of "{body.model}" have no price on this tenant\'s rate card')
-        counted = await self.counter.count(body, operation)
-        quote = self._quote(tenant.id, body, price, self.counter.worst(body.model, counted))
-        reservations = await self._reserve(caller, tags, cover, quote, wait_seconds)
+        counted, quote = None, self._quote(tenant.id, body, price, self.counter.worst(body.model, body.tokens_at_most))
+        reservation = None if plan.caps else self.desk.admit_at_ease(plan.scope, quote)
+        if reservation is not None:
+            reservations: tuple[Reservation, ...] = (reservation,)
+            quote.agree()
+        else:
+            counted = await self.counter.count(body, operation)
+            quote = self._quote(tenant.id, body, price, self.counter.worst(body.model, counted))
+            reservations = await self._reserve(caller, tags, plan, quote, wait_seconds)
         return Admitted(
             body,
             asked_model,
             card,
+            price,
             reservations,
             next((held.lease_id for held in reservations if held.scope.root_request_id is None), None),
             quote.agreed if body.output_tokens_max is None else None,
             counted,
-            self._headers(self._standings(cover.budgets, tenant.id, tenant.time_zone)),
-            by_key,
+            self._headers(plan, tenant),
+            plan.by_key,
         )
+
+    def _plan(self, caller: Caller, tags: Tags, model: str, operation: Operation) -> _Plan:
+        """Price and budgets, remembered until anything is declared anew or a later price begins."""
+        snapshot, now = self.snapshot(), datetime.now(UTC)
+        if snapshot is not self._plans_of or len(self._plans) > PLANS_REMEMBERED_MAX:
+            self._plans, self._plans_of = {}, snapshot
+        tenant = caller.tenant
+        key = (tenant.id, caller.key.id, tags.feature, model, operation, tags.service_tier)
+        plan = self._plans.get(key)
+        if plan is None or now >= plan.valid_until:
+            plan = self._plans[key] = _made_plan(snapshot, caller, tags, model, operation, now)
+        return plan
 
     def _quote(self, tenant: str, body: ClientBody, price: Price, prompt_tokens: int) -> Quote:
         return Quote(
@@ -194,19 +230,18 @@ class Admission:
         )
 
     async def _reserve(
-        self, caller: Caller, tags: Tags, cover: _Cover, quote: Quote, wait_seconds: float | None
+        self, caller: Caller, tags: Tags, plan: _Plan, quote: Quote, wait_seconds: float | None
     ) -> tuple[Reservation, ...]:
         """Reserve under every budget, or raise and hold nothing."""
         tenant = caller.tenant
         held: list[Reservation] = []
         try:
-            if cover.caps:
-                reservation = await self._reserve_root(tenant.id, tags.root_request_id, cover.caps, quote, wait_seconds)
+            if plan.caps:
+                reservation = await self._reserve_root(tenant.id, tags.root_request_id, plan.caps, quote, wait_seconds)
                 held += [reservation] if reservation is not None else []
-            if cover.hard:
-                scope = Scope(tenant.id, tuple(budget.id for budget in cover.hard))
+            if plan.hard:
                 reservation = await self.desk.admit(
-                    scope, quote, lambda: self._standings(cover.hard, tenant.id, tenant.time_zone), wait_seconds
+                    plan.scope, quote, lambda: self._standings(plan.hard, tenant.id, tenant.time_zone), wait_seconds
                 )
                 held += [reservation] if reservation is not None else []
                 quote.agree()
@@ -241,27 +276,51 @@ class Admission:
         now, positions = datetime.now(UTC), self.positions.get(tenant, {})
         return [budget_view.standing(budget, positions.get(budget.id), time_zone, now) for budget in budgets]
 
-    def _headers(self, standings: Sequence[Standing]) -> tuple[tuple[bytes, bytes], ...]:
-        held = budget_view.tightest(standings)
-        if held is None:
-            return ()
-        standing, told = self._told.get(held.budget.id, (None, ()))
-        if standing != held:
-            told = budget_view.headers(held)
-            self._told[held.budget.id] = (held, told)
-        return told
+    def _headers(self, plan: _Plan, tenant: Tenant) -> tuple[tuple[bytes, bytes], ...]:
+        """The warning of the tightest budget; made anew when the keeper has published, or a period ends."""
+        positions, now = self.positions.get(tenant.id), datetime.now(UTC)
+        told = self._told.get(plan.scope)
+        if (
+            told is None
+            or told.positions is not positions
+            or told.budgets is not plan.budgets
+            or now >= told.valid_until
+        ):
+            standings = self._standings(plan.budgets, tenant.id, tenant.time_zone)
+            held = budget_view.tightest(standings)
+            ends = [standing.resets_at for standing in standings if standing.resets_at is not None]
+            told = _Told(positions, plan.budgets, min(ends, default=now), budget_view.headers(held) if held else ())
+            if len(self._told) > PLANS_REMEMBERED_MAX:
+                self._told.clear()
+            self._told[plan.scope] = told
+        return told.headers
 
 
-_NO_COVER = _Cover((), (), ())
-
-
-def _cover(declared: Sequence[Budget], feature: str, model: str, api_key: str, currency: str) -> _Cover:
-    budgets = budget_view.covering(declared, feature, model, api_key, currency)
-    by_id = sorted(budgets, key=lambda budget: budget.id)
-    return _Cover(
-        tuple(budget for budget in budgets if not budget.per_root_request),
-        tuple(budget for budget in by_id if budget.hard and not budget.per_root_request),
+def _made_plan(
+    snapshot: ControlSnapshot, caller: Caller, tags: Tags, model: str, operation: Operation, now: datetime
+) -> _Plan:
+    tenant = caller.tenant
+    card = snapshot.card_for(tenant.id, now)
+    price = price_of(card, model, tags, operation)
+    currency = card.currency if card is not None else tenant.currency
+    declared = snapshot.budgets.get(tenant.id, ())
+    covering = budget_view.covering(declared, tags.feature, model, caller.key.id, currency)
+    by_id = sorted(covering, key=lambda budget: budget.id)
+    hard = tuple(budget for budget in by_id if budget.hard and not budget.per_root_request)
+    later = [
+        version.effective_from
+        for version in snapshot.rate_cards.get(tenant.rate_card, ())
+        if version.effective_from > now
+    ]
+    return _Plan(
+        card,
+        price,
+        tuple(budget for budget in covering if not budget.per_root_request),
+        hard,
         tuple(budget for budget in by_id if budget.per_root_request),
+        Scope(tenant.id, tuple(budget.id for budget in hard)),
+        any(budget.api_key for budget in declared),
+        min(later, default=datetime.max.replace(tzinfo=UTC)),
     )
 
 

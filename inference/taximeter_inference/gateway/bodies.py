@@ -11,6 +11,9 @@ from taximeter_inference.gateway.tags import is_tag
 from taximeter_schemas.events import Operation
 
 OUTPUT_TOKENS_MAX = 100_000_000
+UNBOUNDED_TOKENS = 100_000_000
+TEMPLATE_TOKENS = 64
+"""What a chat's template adds to a message at most, by a wide margin."""
 CHOICES_MAX = 1_000
 _BOUND_FIELDS = ("max_completion_tokens", "max_tokens")
 
@@ -30,6 +33,19 @@ class ClientBody:
     output_tokens_max: int | None
     answers: int
     client_salt: str | None
+    size: int = 0
+
+    @property
+    def tokens_at_most(self) -> int:
+        """A bound on the prompt's tokens without a tokenizer: none that falls back to bytes makes more of the body than it has.
+
+        Token ids count for themselves, and the template of a chat adds some to each message. Nothing bounds what is only
+        linked to, an image say.
+        """
+        messages = self.fields.get("messages")
+        if messages is None:
+            return self.size
+        return self.size + TEMPLATE_TOKENS * (1 + len(messages)) if isinstance(messages, list) else UNBOUNDED_TOKENS
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -54,6 +70,7 @@ def read_body(raw: bytes, operation: Operation) -> ClientBody:
     stream = fields.get("stream") or False
     options = fields.get("stream_options") or {}
     salt = fields.get("cache_salt")
+    links = b"_url" in raw or b'"file_id"' in raw
     if not isinstance(stream, bool) or not isinstance(options, dict) or not isinstance(salt, str | None):
         raise InvalidRequestError("stream, stream_options or cache_salt is not valid")
     wants_usage = bool(options.get("include_usage"))
@@ -67,6 +84,7 @@ def read_body(raw: bytes, operation: Operation) -> ClientBody:
         _output_tokens_max(fields) if generates else 0,
         _answers(fields),
         salt,
+        UNBOUNDED_TOKENS if links else len(raw),
     )
 
 

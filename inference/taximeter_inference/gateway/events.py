@@ -11,16 +11,8 @@ from hashlib import sha256
 from taximeter_inference.gateway.salt import PoolKeys
 from taximeter_inference.gateway.tags import Tags
 from taximeter_inference.gateway.usage import UpstreamUsage, disjoint_tokens
-from taximeter_schemas.events import (
-    Attribution,
-    Cache,
-    Operation,
-    Outcome,
-    Timing,
-    Tokens,
-    UsageData,
-    UsageEvent,
-)
+from taximeter_schemas.events import Attribution, Operation, Outcome
+from taximeter_schemas.wire import Cache, Timing, Tokens, UsageData, UsageEvent
 
 COUNTED_ATTRIBUTE = "taximeter.counted"
 """Marks an event whose tokens the gateway counted itself, because the model server did not report them."""

@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-import aiohttp
 import msgspec
 
 from taximeter_inference.forwarding import Forwarded, sign
@@ -28,9 +27,10 @@ from taximeter_inference.gateway.pricing import cost_pico
 from taximeter_inference.gateway.salt import PoolKeys
 from taximeter_inference.gateway.sink import EventSink
 from taximeter_inference.gateway.stream import DONE, StreamFilter, error_event, strip_cache_report
-from taximeter_inference.gateway.upstream import Upstream, failures
+from taximeter_inference.gateway.upstream import Response, Upstream
 from taximeter_inference.gateway.usage import UpstreamUsage
-from taximeter_schemas.events import Operation, Outcome, UsageEvent
+from taximeter_schemas.events import Operation, Outcome
+from taximeter_schemas.wire import UsageEvent
 
 COUNT_SECONDS_MAX = 2.0
 """How long an answer without usage may take to be counted."""
@@ -129,7 +129,7 @@ class Exchange:
         async with self._parts.upstream.post(PATHS[self._facts.operation], payload, self._forwarded()) as response:
             if response.status != 200:
                 return await self._pass_refusal(response, send)
-            if response.content_type == "text/event-stream":
+            if response.content_type.startswith(b"text/event-stream"):
                 return await self._pass_stream(response, send)
             return await self._pass_whole(response, send)
 
@@ -158,21 +158,19 @@ class Exchange:
         )
         return {**headers, **dict(sign(tags, secret, int(time.time())))}
 
-    async def _pass_refusal(self, response: aiohttp.ClientResponse, send: Send) -> int:
+    async def _pass_refusal(self, response: Response, send: Send) -> int:
         """The model server's own error. A request that it refused used nothing; one that it failed at is an event."""
-        with failures():
-            answer = await response.read()
+        answer = await response.read()
         if response.status >= 500:
             self._end_soon(Ending(Outcome.ERROR, UpstreamUsage(), self._elapsed_ms()))
             if not self._is_last:
                 raise UpstreamFailedError(f"the model server answered {response.status}")
-        await send_body(send, response.status, answer, _content_type(response), self._headers)
+        await send_body(send, response.status, answer, response.content_type, self._headers)
         return response.status
 
-    async def _pass_whole(self, response: aiohttp.ClientResponse, send: Send) -> int:
+    async def _pass_whole(self, response: Response, send: Send) -> int:
         try:
-            with failures():
-                raw = await response.read()
+            raw = await response.read()
         except UpstreamUnreachableError:
             await self._end_without_usage(Outcome.ERROR)
             raise
@@ -187,26 +185,25 @@ class Exchange:
         else:
             ending = Ending(outcome, answer.usage, self._elapsed_ms())
         await self._end_safely(ending)
-        await send_body(send, 200, strip_cache_report(raw), _content_type(response), self._headers)
+        await send_body(send, 200, strip_cache_report(raw), response.content_type, self._headers)
         return 200
 
-    async def _pass_stream(self, response: aiohttp.ClientResponse, send: Send) -> int:
+    async def _pass_stream(self, response: Response, send: Send) -> int:
         bound = self._output_tokens_max
         passing = StreamFilter(self._body.wants_usage, self._body.wants_usage_always, bound)
         failure: GatewayError | None = None
         try:
-            await send_head(send, 200, _content_type(response), self._headers)
-            with failures():
-                async for data in response.content.iter_any():
-                    part = passing.feed(data)
-                    if self._ttft_ms is None and passing.chunks:
-                        self._ttft_ms = self._elapsed_ms()
-                    if part:
-                        await send_part(send, part)
-                    if passing.cut:
-                        # The model server does not keep to its bound: it is stopped.
-                        response.close()
-                        break
+            await send_head(send, 200, response.content_type, self._headers)
+            async for data in response.parts():
+                part = passing.feed(data)
+                if self._ttft_ms is None and passing.chunks:
+                    self._ttft_ms = self._elapsed_ms()
+                if part:
+                    await send_part(send, part)
+                if passing.cut:
+                    # The model server does not keep to its bound: it is stopped.
+                    response.close()
+                    break
         except (GatewayError, ValueError) as error:
             failure = error if isinstance(error, GatewayError) else UpstreamUnreachableError(str(error))
         except asyncio.CancelledError:
@@ -228,16 +225,14 @@ class Exchange:
         await send_part(send, tail + (DONE if passing.done or passing.cut else b""), is_last=True)
         return 200
 
-    async def _client_left(
-        self, passing: StreamFilter | None = None, response: aiohttp.ClientResponse | None = None
-    ) -> None:
+    async def _client_left(self, passing: StreamFilter | None = None, response: Response | None = None) -> None:
         """The client is gone: what it used until now counts. Leaving the exchange makes the model server stop."""
         if passing is None or response is None:
             await self._end_without_usage(Outcome.ABORTED)
             return
-        with contextlib.suppress(aiohttp.ClientError, ValueError, TimeoutError, OSError):
+        with contextlib.suppress(ValueError):
             # What has arrived and was not passed on was generated all the same.
-            passing.feed(response.content.read_nowait())
+            passing.feed(response.take())
         response.close()
         self._end_soon(await self._stream_ending(passing, _outcome(passing, Outcome.ABORTED)))
 
@@ -288,15 +283,15 @@ class Exchange:
         if ending.outcome is Outcome.ERROR and not self._parts.bills_failures:
             ending = replace(ending, usage=UpstreamUsage())
         event = build_event(self._facts, ending, self._parts.keys, datetime.now(UTC))
-        self._settle(cost_pico(self._admitted.card, event.data))
+        self._settle(cost_pico(self._admitted.card, self._admitted.price, event.data.tokens))
         self._learn(ending)
         return event
 
     def _learn(self, ending: Ending) -> None:
         admitted, usage = self._admitted, ending.usage
-        if ending.counted or admitted.prompt_tokens is None:
+        if ending.counted or not admitted.reservations:
             return
-        if usage.prompt_tokens:
+        if usage.prompt_tokens and admitted.prompt_tokens is not None:
             self._parts.counter.learn(self._body.model, admitted.prompt_tokens, usage.prompt_tokens)
         has_ended = ending.outcome in (Outcome.COMPLETED, Outcome.LENGTH)
         if has_ended and self._facts.operation is not Operation.EMBEDDING:
@@ -332,7 +327,3 @@ def _text(answer: _Answer) -> str:
     return "\n".join(
         choice.text or (choice.message.content if choice.message else "") or "" for choice in answer.choices
     )
-
-
-def _content_type(response: aiohttp.ClientResponse) -> bytes:
-    return response.headers.get("Content-Type", "application/json").encode("latin-1")

@@ -20,6 +20,8 @@ from taximeter_schemas.budgets import LeaseClose, LeaseGrant, LeaseRequest, When
 TICK_SECONDS = 0.1
 """How often leases are renewed and given back, and waiting requests look again."""
 
+EASE_FACTOR = 8
+"""A lease that holds so many times what a request may cost by the roughest estimate needs no better one."""
 ROOTS_REMEMBERED_MAX = 10_000
 Send = Callable[[LeaseRequest | LeaseClose], None]
 Standings = Callable[[], Sequence[Standing]]
@@ -84,6 +86,16 @@ class LeaseDesk:
         return await self._wait(
             scope, worst, standings, now, self._wait_seconds if wait_seconds is None else wait_seconds
         )
+
+    def admit_at_ease(self, scope: Scope, worst: Worst) -> Reservation | None:
+        """Reserve when a lease in hand holds many times as much, so that nothing depends on a close estimate."""
+        now = time.monotonic()
+        amount_pico = worst.amount_pico()
+        if scope in self._waiting or self._wallet.available_pico(scope, now) < EASE_FACTOR * amount_pico:
+            return None
+        reservation = self._wallet.reserve(scope, amount_pico, now)
+        self._ask(scope, now)
+        return reservation
 
     def settle(self, reservation: Reservation, cost_pico: int) -> None:
         """A request has ended: its reservation becomes its true cost. Who waits may try again."""

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from taximeter_inference.gateway.bodies import ClientBody
 from taximeter_inference.gateway.tags import Tags
-from taximeter_schemas.events import Operation, ServiceTier, UsageData
+from taximeter_schemas.events import Operation, ServiceTier
 from taximeter_schemas.rate_cards import Price, RateCard
-from taximeter_schemas.rating import Rated, find_price, rate, worst_case_pico
+from taximeter_schemas.rating import Rated, find_price, rate_with, worst_case_pico
+from taximeter_schemas.wire import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,11 @@ class Rateable:
     adapter: str | None = None
 
 
-def price_of(card: RateCard | None, body: ClientBody, tags: Tags, operation: Operation) -> Price | None:
+def price_of(card: RateCard | None, model: str, tags: Tags, operation: Operation) -> Price | None:
     """The price that applies to a request; None when the card has none (or there is no card)."""
     if card is None:
         return None
-    return find_price(card, Rateable(body.model, tags.feature, operation, tags.service_tier))
+    return find_price(card, Rateable(model, tags.feature, operation, tags.service_tier))
 
 
 def can_bound(price: Price, operation: Operation) -> bool:
@@ -83,7 +83,7 @@ class Quote:
         return dearest_pico(self._price, self._prompt_tokens, self.bound, self._answers)
 
 
-def cost_pico(card: RateCard | None, data: UsageData) -> int:
+def cost_pico(card: RateCard | None, price: Price | None, tokens: Tokens) -> int:
     """What an event costs in pico-units; 0 where no price applies, since budgets count rated events only."""
-    rated = rate(card, data)
+    rated = rate_with(price, card, tokens) if card is not None and price is not None else None
     return rated.metered_pico if isinstance(rated, Rated) else 0

@@ -7,7 +7,8 @@ import asyncio
 import logging
 from collections import deque
 
-from taximeter_producers import Safe, SpoolError, SpoolFullError, UndeliverableError, UsageEvent, UsageProducer
+from taximeter_producers import Safe, SpoolError, SpoolFullError, UndeliverableError, UsageProducer
+from taximeter_schemas.wire import UsageEvent
 
 RETRY_SECONDS = 0.5
 _log = logging.getLogger(__name__)

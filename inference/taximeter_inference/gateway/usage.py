@@ -1,4 +1,4 @@
-"""An OpenAI usage object on the hot path: decoded once, turned into disjoint tokens by the adapters' own rule. Pure.
+"""An OpenAI usage object on the hot path: decoded once, turned into disjoint tokens as the adapters' rule does. Pure.
 
 Where an adapter refuses counts that contradict each other, the gateway has served the request already and must count it:
 it cuts each count to what it is a part of first, so nothing becomes negative, whatever an upstream reports.
@@ -6,9 +6,8 @@ it cuts each count to what it is a part of first, so nothing becomes negative, w
 
 import msgspec
 
-from taximeter_producers.adapters.disjoint import NOT_READ
-from taximeter_producers.adapters.disjoint import disjoint_tokens as rule
-from taximeter_schemas.events import TOKENS_MAX, CacheRead, Tokens
+from taximeter_schemas.events import TOKENS_MAX
+from taximeter_schemas.wire import CacheRead, Tokens
 
 
 class PromptDetails(msgspec.Struct, gc=False):
@@ -46,6 +45,7 @@ class UpstreamUsage(msgspec.Struct, gc=False):
         return self.prompt_tokens_details is not None and self.prompt_tokens_details.cached_tokens is not None
 
 
+_NOT_READ = CacheRead()
 _DECODER = msgspec.json.Decoder(UpstreamUsage)
 
 
@@ -58,12 +58,13 @@ def read_usage(raw: bytes | msgspec.Raw) -> UpstreamUsage | None:
 
 
 def disjoint_tokens(usage: UpstreamUsage) -> Tokens:
-    """The usage as disjoint counts, each cut to its whole."""
+    """The usage as disjoint counts, each cut to its whole. A test holds it to the adapters' rule."""
     prompt, output = _count(usage.prompt_tokens), _count(usage.completion_tokens)
     prompt_details, details = usage.prompt_tokens_details, usage.completion_tokens_details
     cached = min(prompt, _count(prompt_details.cached_tokens if prompt_details else 0))
     reasoning = min(output, _count(details.reasoning_tokens if details else 0))
-    return rule(prompt, output, cache_read=CacheRead(gpu=cached) if cached else NOT_READ, reasoning=reasoning)
+    read = CacheRead(gpu=cached) if cached else _NOT_READ
+    return Tokens(uncached_input=prompt - cached, cache_read=read, output=output, reasoning=reasoning)
 
 
 def _count(reported: int | None) -> int:
