@@ -26,6 +26,7 @@ _COMMANDS = {
     "reconcile": "billing",
     "apply": "billing",
     "savings": "billing",
+    "trace": "billing",
     "topup": "billing",
 }
 _GROUPS = {

@@ -1,0 +1,97 @@
+"""A turn for the terminal and as JSON."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from taximeter.cli.trace_turn import Hop, TracedEvent, Turn, cost_pico, unpriced
+from taximeter_schemas.money import format_pico
+
+_EXACT = None
+
+
+def turn_table(turn: Turn) -> Table:
+    """The tree: a line for each hop, and for each attempt where a hop has several; the sum by currency at the end."""
+    title = f"turn {turn.root_request_id}  ({turn.tenant})"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
+    table.add_column("hop", "sum", footer_style="bold", no_wrap=True)
+    table.add_column("model", overflow="fold")
+    counted = [event for event in turn.events if event.is_counted]
+    sums = (
+        sum(event.input for event in counted),
+        sum(event.cached for event in counted),
+        sum(event.output for event in counted),
+    )
+    for name, number in zip(("input", "cached", "output"), sums, strict=True):
+        table.add_column(name, f"{number:,}", justify="right", no_wrap=True, footer_style="bold")
+    table.add_column("cost", _sum_text(turn.events), justify="right", overflow="fold", footer_style="bold")
+    table.add_column("ended", no_wrap=True)
+    for prefix, hop in _lines(turn.hops, ""):
+        _add_hop(table, prefix, hop)
+    return table
+
+
+def turn_json(turn: Turn) -> dict[str, object]:
+    """The same for machines; amounts are whole pico-units."""
+    return {
+        "root_request_id": turn.root_request_id,
+        "tenant": turn.tenant,
+        "hops": [_hop_json(hop) for hop in turn.hops],
+        "cost_pico": cost_pico(turn.events),
+        "unpriced": unpriced(turn.events),
+    }
+
+
+def _hop_json(hop: Hop) -> dict[str, object]:
+    return {
+        "hop": hop.number,
+        "attempts": [_event_json(event) for event in hop.events],
+        "cost_pico": cost_pico(hop.events),
+        "below": [_hop_json(below) for below in hop.below],
+    }
+
+
+def _event_json(event: TracedEvent) -> dict[str, object]:
+    values = {name: getattr(event, name) for name in (one.name for one in fields(event))}
+    return values | {"time": event.time.isoformat()}
+
+
+def _lines(hops: Sequence[Hop], indent: str) -> Iterator[tuple[tuple[str, str], Hop]]:
+    """Each hop with what stands before it, and before the lines that belong to it."""
+    for place, hop in enumerate(hops):
+        is_last = place == len(hops) - 1
+        inner = indent + ("   " if is_last else "│  ")
+        yield (indent + ("└─ " if is_last else "├─ "), inner), hop
+        yield from _lines(hop.below, inner)
+
+
+def _add_hop(table: Table, prefix: tuple[str, str], hop: Hop) -> None:
+    first, inner = prefix
+    if len(hop.events) == 1:
+        _add_event(table, f"{first}{hop.number} {hop.events[0].operation}", hop.events[0])
+        return
+    table.add_row(f"{first}{hop.number} {hop.events[0].operation}", "", "", "", "", _sum_text(hop.events), "")
+    bar = "│  " if hop.below else "   "
+    for event in hop.events:
+        _add_event(table, f"{inner}{bar}attempt {event.attempt}", event)
+
+
+def _add_event(table: Table, label: str, event: TracedEvent) -> None:
+    model = f"{event.model} + {event.adapter}" if event.adapter else event.model
+    counts = [f"{number:,}" for number in (event.input, event.cached, event.output)]
+    if event.is_priced:
+        cost = Text(format_pico(event.metered_pico, event.currency, _EXACT))
+    else:
+        cost = Text(f"{event.disposition}: {event.reason}", style="yellow" if event.is_counted else "red")
+    ended = event.outcome if event.total_ms is None else f"{event.outcome} {event.total_ms:,.0f} ms"
+    table.add_row(label, model, *counts, cost, ended)
+
+
+def _sum_text(events: Sequence[TracedEvent]) -> str:
+    amounts = [format_pico(amount, currency, _EXACT) for currency, amount in cost_pico(events).items()]
+    if missing := unpriced(events):
+        amounts.append(f"{missing} without a price")
+    return "\n".join(amounts) or "nothing"
