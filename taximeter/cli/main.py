@@ -26,8 +26,8 @@ _COMMANDS = {
     "reconcile": "billing",
     "apply": "billing",
     "savings": "billing",
-    "trace": "billing",
     "topup": "billing",
+    "trace": "billing",
 }
 _GROUPS = {
     "keys": "billing",
@@ -35,6 +35,7 @@ _GROUPS = {
     "stripe": "billing",
     "parked": "billing",
     "unrated": "billing",
+    "rejected": "billing",
     "alerts": "billing",
     "budget": "billing",
 }

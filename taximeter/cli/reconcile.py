@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from taximeter.cli.reconcile_view import report_tables
+from taximeter.mending.payloads import PayloadsError
+from taximeter.mending.rejected import PlaceError
 from taximeter.mending.sending import SendError
 from taximeter.reconcile.job import Job, look_and_park
 from taximeter.reconcile.log_ends import LogEndsError
@@ -123,11 +125,17 @@ def progress_line() -> Iterator[Progress]:
         yield show
 
 
+_EXPECTED = (
+    *(BillingError, WarehouseError, LogEndsError, MomentError, ControlError),
+    *(SendError, PlaceError, PayloadsError),
+)
+
+
 @contextmanager
 def errors_for_people() -> Iterator[None]:
     """Expected errors are one line and exit status 2; anything else crashes loudly."""
     try:
         yield
-    except (BillingError, WarehouseError, LogEndsError, MomentError, ControlError, SendError) as error:
+    except _EXPECTED as error:
         Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None

@@ -1,0 +1,280 @@
+"""Rating later and sending again, on a real meter, by the command line: each event counts once, whatever is done twice."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clickhouse_connect.driver.client import Client
+from confluent_kafka import Producer
+from typer.testing import CliRunner
+
+from taximeter.cli.main import app
+from taximeter.embedded.broker import EmbeddedBroker
+from taximeter.embedded.ports import free_port
+from taximeter.mending.sending import Sender
+from taximeter.mending.unrated import unrated_events
+from taximeter.reconcile.rollups import check_rollups
+from taximeter.reconcile.scope import Pace, Scope
+from taximeter.reconcile.warehouse import check_conservation, check_identities, check_offsets, check_sequences
+from taximeter_producers.control import publish
+from taximeter_producers.topics import ensure_topics
+from taximeter_schemas.control import ControlKind, ControlRecord
+from taximeter_schemas.late_ratings import encode
+from taximeter_schemas.rate_cards import Price, RateCard
+from taximeter_schemas.spend import SpendRecord
+from taximeter_schemas.tenants import Tenant
+from taximeter_schemas.topics import USAGE_EVENTS, USAGE_SPEND
+from tests.face_process import FaceProcess
+from tests.faults.processes import Worker, await_true, make_worker
+from tests.topic_reader import read_topic
+from tests.usage_events import usage
+
+PARTITIONS = 2
+BRISK = Pace(looks=3, pause_seconds=0.05, settle_seconds=0.05)
+LOG = "log"
+
+
+@dataclass
+class Site:
+    """A log, a warehouse, a meter, and the command line on them."""
+
+    servers: str
+    clickhouse_url: str
+    client: Client
+    folder: Path
+    now: datetime = field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
+    workers: list[Worker] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "TAXIMETER_KAFKA_BOOTSTRAP_SERVERS": self.servers,
+            "TAXIMETER_KAFKA_PARTITIONS": str(PARTITIONS),
+            "TAXIMETER_LOG_ID": LOG,
+            "TAXIMETER_CLICKHOUSE_URL": self.clickhouse_url,
+            "TAXIMETER_DATABASE_URL": f"sqlite:///{self.folder / 'book.db'}",
+            "TAXIMETER_METER_LINGER_MS": "20",
+            "TAXIMETER_METER_SESSION_TIMEOUT_MS": "6000",
+        }
+
+    def meter(self) -> Worker:
+        worker = make_worker(
+            "meter", "taximeter_streams.meter", "TAXIMETER_METER_PORT", self.folder, self.environment, len(self.workers)
+        )
+        self.workers.append(worker)
+        worker.start()
+        return worker
+
+    def declare(self, *things: Tenant | RateCard) -> None:
+        records = []
+        for thing in things:
+            kind, name = (
+                (ControlKind.TENANT, thing.id) if isinstance(thing, Tenant) else (ControlKind.RATE_CARD, thing.name)
+            )
+            records.append(ControlRecord(kind=kind, id=name, body=thing.model_dump(mode="json"), recorded_at=self.now))
+        publish(self.servers, records)
+
+    def card(self, version: int, effective_from: datetime, model: str, price: int) -> RateCard:
+        prices = (Price(model=model, uncached_input=price, output=price),)
+        return RateCard(version=version, effective_from=effective_from, recorded_at=self.now, prices=prices)
+
+    def send(self, *payloads: dict[str, Any] | bytes) -> None:
+        """Into the log, and through the meter."""
+        producer = Producer({"bootstrap.servers": self.servers, "partitioner": "murmur2_random"})
+        for payload in payloads:
+            key = payload["id"] if isinstance(payload, dict) else "?"
+            value = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+            producer.produce(USAGE_EVENTS.name, value, key=key)
+        assert producer.flush(60) == 0
+        before = self.sent
+        self.sent = before + len(payloads)
+        await_true(lambda: self.rows() >= self.sent, lambda: f"{self.sent} rows, there are {self.rows()}")
+
+    sent: int = 0
+
+    def rows(self) -> int:
+        if not self.client.query("EXISTS usage_counts_hourly").result_rows[0][0]:
+            return 0
+        return int(self.client.query("SELECT count() FROM usage_log").result_rows[0][0])
+
+    def event(
+        self, event_id: str, model: str = "m", age: timedelta = timedelta(hours=3), **data: Any
+    ) -> dict[str, Any]:
+        return usage(event_id, model=model, **data) | {"time": (self.now - age).isoformat()}
+
+    def taximeter(self, *arguments: str, status: int = 0) -> str:
+        """Run the command and give what it printed. Fails when it does not exit with that status."""
+        done = CliRunner().invoke(
+            app, list(arguments), env=self.environment | {"COLUMNS": "200"}, catch_exceptions=False
+        )
+        assert done.exit_code == status, done.output
+        return done.stdout
+
+    def dispositions(self) -> dict[str, int]:
+        rows = self.client.query("SELECT disposition, reason, count() FROM usage_log GROUP BY ALL").result_rows
+        return {"/".join(filter(None, (disposition, reason))): count for disposition, reason, count in rows}
+
+    def spend(self) -> int:
+        """What budgets heard of acme, each range once."""
+        records = {}
+        for message in read_topic(self.servers, USAGE_SPEND.name):
+            record = SpendRecord.model_validate_json(message.value() or b"")
+            records[record.partition, record.first_offset, record.tenant] = record
+        return sum(entry.amount_pico for record in records.values() for entry in record.entries)
+
+    def check_laws(self) -> None:
+        """Everything that the warehouse can show by itself holds."""
+        conservation, tenants = check_conservation(self.client, Scope())
+        rollups, _drifts = check_rollups(self.client, Scope(), BRISK, lambda _line: None)
+        offsets = check_offsets(self.client, Scope())
+        gaps = check_sequences(self.client, Scope(), BRISK, lambda _line: None)
+        for check in (conservation, offsets, gaps, check_identities(self.client, Scope()), *rollups):
+            assert check.holds, check
+        for row in tenants:
+            assert row.produced == row.rated + row.unrated + row.duplicate + row.rejected
+
+
+@pytest.fixture
+def site(clickhouse: FaceProcess, unique_database: str, tmp_path: Path) -> Iterator[Site]:
+    """With a meter that runs, and tenant acme, who has no price yet."""
+    with EmbeddedBroker(tmp_path / "broker", free_port()) as broker, clickhouse.client(unique_database) as client:
+        ensure_topics(broker.bootstrap_servers, PARTITIONS, 1)
+        site = Site(broker.bootstrap_servers, clickhouse.url(unique_database), client, tmp_path)
+        site.declare(Tenant(id="acme"))
+        try:
+            site.meter()
+            yield site
+        finally:
+            for worker in site.workers:
+                worker.child.stop()
+
+
+def test_what_had_no_price_is_rated_once_by_the_price_of_its_time(site: Site) -> None:
+    site.declare(site.card(1, site.now - timedelta(hours=1), "m", 10))
+    site.send(*(site.event(f"old{number}") for number in range(6)), site.event("new", age=timedelta(minutes=5)))
+    site.send(site.event("other", model="n"))
+    assert site.dispositions() == {"unrated/no_rate_card": 7, "rated": 1}
+    assert "everything has a price" not in site.taximeter("unrated", "list")
+    assert "rated: 0 events" in site.taximeter("unrated", "rate")
+
+    # A second version is in force from before the usage; a third, dearer, only from now on.
+    site.declare(site.card(2, site.now - timedelta(days=1), "m", 7), site.card(3, site.now, "m", 1_000))
+    listed = json.loads(site.taximeter("unrated", "list", "--json"))
+    assert [(group["model"], group["events"], group.get("rate_card") or group["reason"]) for group in listed] == [
+        ("m", 6, "default@2"),
+        ("n", 1, "unknown_model"),
+    ]
+    assert "a price: default@2" in site.taximeter("unrated", "rate", "--dry-run")
+
+    # A run that was killed has sent some of them; the meter is killed, and loses its index, while another run goes on.
+    some = list(unrated_events(site.client, "acme", "m"))[:3]
+    Sender(site.servers).send((event.id.encode(), encode(event)) for event in some)
+    site.workers[0].kill()
+    site.workers[0].lose_index()
+    site.workers[0].start()
+    told = site.taximeter("unrated", "rate")
+    assert "without a price still: 1" in told
+    assert "everything has a price" in site.taximeter("unrated", "list", "--model", "m")
+    assert "rated: 0 events" in site.taximeter("unrated", "rate")
+
+    counts = site.dispositions()
+    assert counts["rated/rated_later"] == 6 and counts["rated"] == 1
+    assert counts["unrated/no_rate_card"] + counts.get("unrated/unknown_model", 0) == 7, (
+        "what was stored stays as it is"
+    )
+    cost = 6 * 5 * 7 + 5 * 10  # five tokens each
+    (totals,) = site.client.query(
+        "SELECT count(), sum(metered_pico), uniqExact(event_id) FROM usage_events"
+    ).result_rows
+    assert totals == (7, cost, 7)
+    assert site.client.query("SELECT sum(events), sum(metered_pico) FROM usage_hourly").result_rows == [(7, cost)]
+    assert site.client.query("SELECT event_id FROM usage_unrated").result_rows == [("other",)]
+    cards = site.client.query(
+        "SELECT rate_card, toUnixTimestamp(max(time)) FROM usage_events GROUP BY rate_card ORDER BY 1"
+    )
+    assert [row[0] for row in cards.result_rows] == ["default@1", "default@2"]
+    site.check_laws()
+    assert site.spend() == cost
+
+
+def test_what_was_rejected_is_sent_again_once_its_cause_is_mended(site: Site) -> None:
+    site.declare(site.card(1, site.now - timedelta(days=1), "m", 10))
+    stranger = [site.event(f"s{number}", tenant="stranger") for number in range(4)]
+    untagged = site.event("untagged")
+    del untagged["data"]["feature"]
+    good = site.event("good")
+    conflict = site.event("good", tokens={"uncached_input": 9})
+    site.send(*stranger, untagged, good, conflict, b"not json \xff")
+    assert site.dispositions() == {
+        "rejected/unknown_tenant": 4,
+        "rejected/missing_tag": 1,
+        "rejected/conflict": 1,
+        "rejected/malformed_json": 1,
+        "rated": 1,
+    }
+    listed = {one["reason"]: one for one in json.loads(site.taximeter("rejected", "list", "--json"))}
+    assert set(listed) == {"unknown_tenant", "missing_tag", "conflict", "malformed_json"}
+    shown = site.taximeter("rejected", "show", listed["missing_tag"]["place"])
+    assert "missing required field `feature`" in shown and '"id": "untagged"' in shown
+    # Nothing is mended yet: nothing is sent.
+    assert "sent: 0" in site.taximeter("rejected", "replay", "--all", status=1)
+    assert site.rows() == 8
+
+    site.declare(Tenant(id="stranger"))
+    site.send(stranger[0])  # the producer sends one again by itself
+    dry = site.taximeter("rejected", "replay", "--reason", "unknown_tenant", "--dry-run")
+    assert "would be sent: 3" in dry
+    told = site.taximeter("rejected", "replay", "--reason", "unknown_tenant")
+    assert "sent: 3" in told and "replayed: rated: 3" in told
+    assert "sent: 0" in site.taximeter("rejected", "replay", "--reason", "unknown_tenant")
+    place = listed["missing_tag"]["place"]
+    mended = ("rejected", "replay", place, "--set", "data.feature=chat", "--by", "ada")
+    assert "replayed: rated: 1" in site.taximeter(*mended)
+    assert "sent: 0" in site.taximeter(*mended)
+    assert "by ada" in site.taximeter("rejected", "show", place)
+    assert "conflict" in site.taximeter("rejected", "replay", listed["conflict"]["place"], status=1)
+    assert "names no message" not in site.taximeter("rejected", "replay", "7/7", status=2)
+
+    assert site.dispositions() == {
+        "rejected/unknown_tenant": 4,
+        "rejected/missing_tag": 1,
+        "rejected/conflict": 1,
+        "rejected/malformed_json": 1,
+        "rated": 6,
+    }
+    states = {
+        (one["reason"], one["state"]) for one in json.loads(site.taximeter("rejected", "list", "--all", "--json"))
+    }
+    assert states == {
+        ("unknown_tenant", "since then: rated"),
+        ("unknown_tenant", "replayed: rated"),
+        ("missing_tag", "replayed: rated"),
+        ("conflict", "open"),
+        ("malformed_json", "open"),
+    }
+    site.check_laws()
+
+
+def test_replays_that_race_count_once(site: Site) -> None:
+    site.declare(site.card(1, site.now - timedelta(days=1), "m", 10))
+    events = [site.event(f"s{number}", tenant="stranger") for number in range(5)]
+    site.send(*events)
+    site.declare(Tenant(id="stranger"))
+    command = [sys.executable, "-m", "taximeter", "rejected", "replay", "--all"]
+    environment = os.environ | site.environment
+    racing = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _run in range(2)]
+    for run in racing:
+        told, _error = run.communicate(timeout=240)
+        assert run.returncode == 0, told
+    counts = site.dispositions()
+    assert counts["rated"] == 5 and counts["rejected/unknown_tenant"] == 5
+    assert set(counts) <= {"rated", "rejected/unknown_tenant", "duplicate"}
+    assert "nothing is open" in site.taximeter("rejected", "list")
+    site.check_laws()
