@@ -46,6 +46,11 @@ class FaceProcess:
         self._child.signal(signal.SIGKILL)
         self._child.wait()
 
+    @property
+    def pid(self) -> int | None:
+        """Its process id, or None before the start."""
+        return self._child.pid
+
     def log(self) -> str:
         """The end of what it wrote to its log."""
         return self._child.log_tail(100)

@@ -118,7 +118,7 @@ class Yard:
 
     def rows(self) -> int:
         """How many rows of this run's tenants are stored; 0 before there is a table."""
-        if not self.client.query("EXISTS usage_log").result_rows[0][0]:
+        if not self._migrated():
             return 0
         rows = self.client.query(
             "SELECT count() FROM usage_log WHERE tenant IN {tenants:Array(String)}",
@@ -141,11 +141,16 @@ class Yard:
 
     def reached(self) -> dict[int, int]:
         """The offset behind the last row of each partition."""
+        if not self._migrated():
+            return {}
         rows = self.client.query(
             "SELECT partition, max(offset) + 1 FROM usage_log WHERE log_id = {log_id:String} GROUP BY partition",
             parameters={"log_id": self.log_id},
         ).result_rows
         return {int(partition): int(end) for partition, end in rows}
+
+    def _migrated(self) -> bool:
+        return bool(self.client.query("EXISTS usage_counts_hourly").result_rows[0][0])
 
     def logs(self) -> str:
         """The ends of the workers' logs."""

@@ -1,0 +1,93 @@
+"""The broker stopped, and killed, in the middle of traffic: producers spool, refuse clearly at their limit, and drain."""
+
+import pytest
+
+from taximeter_producers import Safe
+from tests.faults.load import Load
+from tests.faults.processes import await_true
+from tests.faults.producing import producing
+from tests.faults.yard import Yard
+from tests.kafka_broker import ApacheKafka
+
+
+def await_away(load: Load) -> None:
+    await_true(lambda: load.producer.state().broker_away, lambda: "the producer has noticed")
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_gone_under_load_and_at_the_meters_start(yard: Yard, kafka: ApacheKafka, how: str) -> None:
+    meter = yard.meter()
+    with yard.load() as load:
+        load.send_all([yard.events.event() for _ in range(300)])
+        yard.await_rows(1)
+        if how == "killed":
+            kafka.kill()
+        else:
+            kafka.stop()
+        try:
+            load.send_all([yard.events.event() for _ in range(300)])
+            await_away(load)
+            load.send_all([yard.events.event() for _ in range(100)])
+            load.flush()
+            assert yard.acknowledged.safe[Safe.SPOOL] > 0
+            meter.kill()
+            meter.start()
+            await_true(
+                lambda: "Kafka" in str(meter.ask("/readyz")[1].get("step")),
+                lambda: f"the meter waits for Kafka: {meter.ask('/readyz')}\n{meter.child.log_tail()}",
+            )
+            assert meter.ask("/healthz")[0] == 200
+        finally:
+            kafka.start()
+        load.send_all([yard.events.event() for _ in range(100)])
+        await_true(lambda: load.producer.state().spool_bytes == 0, lambda: f"it drains: {load.producer.state()}")
+    yard.check()
+
+
+def test_a_spool_fills_refuses_and_drains(yard: Yard, kafka: ApacheKafka) -> None:
+    yard.meter()
+    kafka.stop()
+    try:
+        load = yard.load(spool_bytes_max=200_000)
+        await_away(load)
+        while load.send(yard.events.event()):  # bounded by the spool
+            pass
+        load.flush()
+        taken = len(yard.acknowledged.usages)
+        assert load.refused == 1
+        assert 100_000 < load.producer.state().spool_bytes <= 200_000
+        assert not load.send(yard.events.event())
+    finally:
+        kafka.start()
+    await_true(lambda: load.producer.state().spool_bytes == 0, lambda: f"it drains: {load.producer.state()}")
+    load.send_all([yard.events.event() for _ in range(100)])
+    with load:
+        load.flush()
+    assert len(yard.acknowledged.usages) == taken + 100
+    yard.check()
+
+
+def test_a_producer_killed_with_a_full_spool_and_another_started_on_it(yard: Yard, kafka: ApacheKafka) -> None:
+    yard.meter()
+    kafka.kill()
+    try:
+        with producing(yard, "svc", 2_000, spool_bytes_max=200_000) as killed:
+            killed.await_line("full")
+            killed.kill()
+    finally:
+        kafka.start()
+    safe, everything = killed.acknowledged(), killed.usages
+    assert 0 < len(safe) < len(everything)
+    yard.acknowledged.usages.extend(safe)
+    with yard.load() as successor:
+        await_true(
+            lambda: successor.producer.state().spool_bytes == 0, lambda: f"it drains: {successor.producer.state()}"
+        )
+        successor.flush()
+        yard.settle()
+        stored = {str(row[0]) for row in yard.client.query("SELECT event_id FROM usage_log").result_rows}
+        assert {usage.event_id for usage in safe} <= stored <= {usage.event_id for usage in everything}
+        # Whoever was never answered sends again.
+        unanswered = [usage for number, usage in enumerate(everything) if number not in killed.numbers("safe")]
+        successor.send_all(unanswered)
+    yard.check(everything)

@@ -1,0 +1,92 @@
+"""A disk that takes nothing more: under the producer's spool, the meter's index, and ClickHouse.
+
+The kernel's limit on file sizes stands for the full disk: lowered to 0 on a running process, every write to a file fails at once,
+whoever runs the test, and raised again it succeeds. The code sees EFBIG instead of ENOSPC, by the same call.
+"""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from tests.faults.processes import await_true
+from tests.faults.producing import producing
+from tests.faults.yard import Yard
+from tests.kafka_broker import ApacheKafka
+
+
+@contextmanager
+def full_disk(pid: int | None) -> Iterator[None]:
+    """No file of that process can grow."""
+    assert pid is not None
+    _soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):  # it may have ended of it
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def test_under_clickhouse(yard: Yard) -> None:
+    meter = yard.meter()
+    meter.await_ready()
+    with yard.load() as load:
+        load.send_all([yard.events.event() for _ in range(300)])
+        yard.await_rows(1)
+        with full_disk(yard.face.pid):
+            load.send_all([yard.events.event() for _ in range(300)])
+            load.flush()
+            await_true(
+                lambda: "insert" in str(meter.ask("/readyz")[1].get("trouble")), lambda: f"{meter.ask('/readyz')}"
+            )
+            assert meter.ask("/healthz")[0] == 200
+        meter.await_ready()
+        load.send_all([yard.events.event() for _ in range(100)])
+    yard.check()
+
+
+def test_under_the_index(yard: Yard) -> None:
+    """The worker ends rather than count what it could not remember; its next life reads that from the warehouse."""
+    meter = yard.meter()
+    meter.await_ready()
+    with yard.load() as load:
+        load.send_all([yard.events.event() for _ in range(300)])
+        load.flush()
+        yard.settle()
+        with full_disk(meter.child.pid):
+            load.send_all([yard.events.event() for _ in range(300)])
+            load.flush()
+            await_true(
+                lambda: not meter.child.running, lambda: f"it ends: {meter.ask('/readyz')} {meter.child.log_tail(30)}"
+            )
+        meter.start()
+        load.send_all([yard.events.event() for _ in range(100)])
+        load.send_all(yard.counted()[:200])
+    yard.check()
+
+
+def test_under_the_spool(yard: Yard, kafka: ApacheKafka) -> None:
+    """An event that is on no disk is not acknowledged: its caller hears of it, and sends it again."""
+    yard.meter()
+    kafka.kill()
+    with producing(yard, "svc", 3_000, spool_bytes_max=50_000_000) as service:
+        try:
+            service.await_line("safe")  # the broker is away, and the spool takes events
+            with full_disk(service.process.pid):
+                service.await_line("failed")
+            service.await_line("all taken")
+            await_true(
+                lambda: len(service.numbers("safe") | service.numbers("failed")) == 3_000, lambda: "each is answered"
+            )
+        finally:
+            kafka.start()
+        service.end()
+    failed = service.numbers("failed")
+    assert failed and not failed & service.numbers("safe")
+    yard.settle()
+    yard.acknowledged.usages.extend(service.acknowledged())
+    stored = {str(row[0]) for row in yard.client.query("SELECT event_id FROM usage_log").result_rows}
+    assert {usage.event_id for usage in service.acknowledged()} <= stored
+    with yard.load() as load:
+        load.send_all([service.usages[number] for number in sorted(failed)])
+    yard.check(service.usages)
