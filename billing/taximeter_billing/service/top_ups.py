@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 from sqlalchemy import Engine
 
 from taximeter_billing.errors import DeclarationError
@@ -16,10 +16,10 @@ from taximeter_schemas.budgets import TopUp
 from taximeter_schemas.errors import AmountError
 from taximeter_schemas.events import Identifier, Tag
 from taximeter_schemas.money import format_pico, to_pico
-from taximeter_schemas.tenants import Currency
+from taximeter_schemas.tenants import Currency, Declared
 
 
-class NewTopUp(BaseModel):
+class NewTopUp(Declared):
     """What is added, as a decimal of the currency's major unit. The id makes it idempotent."""
 
     id: Identifier
