@@ -204,8 +204,8 @@ def _keep(session: Session, tenant: Tenant, batch: _Batch, closed: Closed, now: 
         closed.final.append(tenant.id)
         _note_late(row, batch, closed)
     elif invoice is not None:
-        what = closed.unchanged if row is not None and row.document_sha256 == invoice.sha256 else closed.drafted
-        what.append(tenant.id)
+        same = row is not None and row.status == "draft" and row.document_sha256 == invoice.sha256
+        (closed.unchanged if same else closed.drafted).append(tenant.id)
         _write(session, row, invoice, batch.hashes[tenant.id], now)
     elif row is not None and row.status == "draft" and row.inputs_sha256 == batch.hashes[tenant.id]:
         closed.unchanged.append(tenant.id)

@@ -8,21 +8,19 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from taximeter_billing.book import CreditNoteRow, InvoiceRow
-from taximeter_billing.computing import Computed, Extra, compute, look
+from taximeter_billing.computing import Extra, Seen, compute, look
 from taximeter_billing.declarations.state import Group, State, read_state
 from taximeter_billing.domain.adjusting import Adjustment
 from taximeter_billing.ledger import instances
-from taximeter_billing.warehouse import UsageReader
-
-MONTHS_MAX = 12
-"""How many invoiced months before a period are looked at again."""
+from taximeter_billing.warehouse import ANY_TIME, UsageReader
+from taximeter_schemas.tenants import Tenant
 
 TRUE_UP = "true_up"
 
@@ -59,11 +57,10 @@ def find_late(book: Engine, reader: UsageReader, label: str, tenants: Collection
 
 def billed_before(session: Session, label: str, tenants: Collection[str]) -> list[Billed]:
     """What was finally invoiced for the months before, credit notes and true-ups on other invoices included."""
-    rows = [
-        row
-        for row in session.scalars(select(InvoiceRow).where(InvoiceRow.status == "final").order_by(InvoiceRow.period))
-        if row.tenant in tenants
-    ]
+    # A year back; what lies before is settled for good.
+    first = f"{int(label[:4]) - 1}{label[4:]}"
+    statement = select(InvoiceRow).where(InvoiceRow.status == "final", InvoiceRow.period >= first)
+    rows = [row for row in session.scalars(statement.order_by(InvoiceRow.period)) if row.tenant in tenants]
     documents = {row.number: json.loads(row.document) for row in rows}
     later: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -74,8 +71,7 @@ def billed_before(session: Session, label: str, tenants: Collection[str]) -> lis
         select(CreditNoteRow).where(CreditNoteRow.status == "final").order_by(CreditNoteRow.id)
     ):
         later[note.invoice] += [line for line in json.loads(note.document)["lines"] if line["kind"] == TRUE_UP]
-    months = sorted({row.period for row in rows if row.period < label})[-MONTHS_MAX:]
-    return [_billed(row, documents[row.number], later[row.number or ""]) for row in rows if row.period in months]
+    return [_billed(row, documents[row.number], later[row.number or ""]) for row in rows if row.period < label]
 
 
 def _billed(row: InvoiceRow, document: Mapping[str, Any], later: Iterable[Mapping[str, Any]]) -> Billed:
@@ -88,33 +84,56 @@ def _billed(row: InvoiceRow, document: Mapping[str, Any], later: Iterable[Mappin
     return Billed(row, owed, own, pool)
 
 
+def look_again(session: Session, reader: UsageReader, line: Mapping[str, Any]) -> Adjustment:
+    """Derive a true-up line of an invoice again, from the events that were there when it was made."""
+    detail = line["receipt"]["detail"]
+    number, until = detail["invoice"], datetime.fromisoformat(detail["seen_until"])
+    row = session.scalars(select(InvoiceRow).where(InvoiceRow.number == number)).one()
+    one = Billed(row, int(detail["owed_before_pico"]), "", "")
+    late = Late()
+    state = read_state(session, as_of=row.drafted_at)
+    group = state.by_tenant().get(row.tenant)
+    if group is not None:
+        _look_at(one, state, group, reader, until, late)
+    found = [*late.charges[row.tenant], *late.refunds[row.tenant]]
+    return found[0] if found else Adjustment(TRUE_UP, number, late.blocked.get(row.tenant, "nothing is late"), 0)
+
+
 def _find_in(session: Session, reader: UsageReader, period: str, billed: list[Billed], late: Late) -> None:
-    states: dict[datetime, State] = {}
+    """Tenants of one period; a query for all of them says which have other events than were billed."""
+    states: dict[datetime, tuple[State, dict[str, Group]]] = {}
+    tenants: dict[str, Tenant] = {}
     for one in billed:
-        row = one.invoice
-        state = states.get(row.drafted_at)
-        if state is None:
-            state = states[row.drafted_at] = read_state(session, as_of=row.drafted_at)
-        group = next((group for group in state.groups() if any(t.id == row.tenant for t in group.tenants)), None)
-        if group is None:
-            continue
-        seen = look(reader, group.tenants, period)
-        digest = 0
-        for tenant in group.tenants:
-            digest ^= seen.sets[tenant.id].digest
-        pool = f"{digest:032x}"
-        if (seen.sets[row.tenant].hash, pool) == (one.event_set_hash, one.pool_event_set_hash):
-            continue
-        # The same grants as then, since they cut the period into spans; what they pay is no part of what is owed.
-        granted = state.grants.get(row.tenant, [])
-        before = seen.periods[row.tenant].end
-        extra = Extra({row.tenant: tuple(grant for _, grant in instances(granted, before))})
-        computed = compute(reader, state, group, {row.tenant}, seen, extra)
-        _note(one, computed, group, seen.sets[row.tenant].hash, pool, str(seen.until(group)), late)
+        made_at = one.invoice.drafted_at
+        if made_at not in states:
+            state = read_state(session, as_of=made_at)
+            states[made_at] = (state, state.by_tenant())
+        group = states[made_at][1].get(one.invoice.tenant)
+        tenants |= {tenant.id: tenant for tenant in (group.tenants if group else ())}
+    seen = look(reader, tenants.values(), period)
+    for one in billed:
+        state, groups = states[one.invoice.drafted_at]
+        group = groups.get(one.invoice.tenant)
+        known = (one.event_set_hash, one.pool_event_set_hash)
+        if group is not None and _hashes(seen, group, one.invoice.tenant) != known:
+            _look_at(one, state, group, reader, ANY_TIME, late)
 
 
-def _note(one: Billed, computed: Computed, group: Group, own: str, pool: str, until: str, late: Late) -> None:
+def _hashes(seen: Seen, group: Group, tenant: str) -> tuple[str, str]:
+    digest = 0
+    for member in group.tenants:
+        digest ^= seen.sets[member.id].digest
+    return seen.sets[tenant].hash, f"{digest:032x}"
+
+
+def _look_at(one: Billed, state: State, group: Group, reader: UsageReader, until: datetime, late: Late) -> None:
+    """What the period would cost with all events that were inserted until then."""
     row = one.invoice
+    seen = look(reader, group.tenants, row.period, until)
+    # The same grants as then, since they cut the period into spans; what they pay is no part of what is owed.
+    granted = instances(state.grants.get(row.tenant, []), seen.periods[row.tenant].end)
+    extra = Extra({row.tenant: tuple(grant for _, grant in granted)})
+    computed = compute(reader, state, group, {row.tenant}, seen, extra)
     if (reason := computed.blocked.get(row.tenant)) is not None:
         late.blocked[row.tenant] = f"late usage of {row.period} cannot be computed: {reason}"
         return
@@ -123,6 +142,8 @@ def _note(one: Billed, computed: Computed, group: Group, own: str, pool: str, un
     delta = now_owed - one.owed_pico
     if not delta:
         return
+    own, pool = _hashes(seen, group, row.tenant)
+    newest = seen.until(group)
     detail = {
         "period": row.period,
         "invoice": row.number or "",
@@ -130,7 +151,7 @@ def _note(one: Billed, computed: Computed, group: Group, own: str, pool: str, un
         "owed_now_pico": str(now_owed),
         "event_set_hash": own,
         "pool_event_set_hash": pool,
-        "seen_until": until,
+        "seen_until": (newest or until).astimezone(UTC).isoformat(),
     }
     line = Adjustment(TRUE_UP, row.number or "", f"late usage of {row.period}, invoice {row.number}", delta, detail)
     (late.charges if delta > 0 else late.refunds)[row.tenant].append(line)

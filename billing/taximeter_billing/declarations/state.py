@@ -50,6 +50,10 @@ class State:
         for (policy, currency, _pool), tenants in sorted(members.items()):
             yield Group(self.policies.get(policy, DEFAULT_CACHE_POLICY), currency, tuple(tenants))
 
+    def by_tenant(self) -> dict[str, Group]:
+        """Each tenant's group."""
+        return {tenant.id: group for group in self.groups() for tenant in group.tenants}
+
 
 def read_state(session: Session, as_of: datetime | None = None) -> State:
     """What the book declares now, or declared then. Rate cards are always all that are known: they never change, and an event

@@ -121,16 +121,23 @@ def savings_for_period(
 def settle(
     epochs: Iterable[Epoch], tallies: Tallies, rates: Mapping[str, SkuRates], rule: Rule, salt: str = ""
 ) -> SavingsResult:
-    """The last step, from epochs and tallies that may have been folded elsewhere (a warehouse, another process)."""
+    """Settle traced epochs."""
+    storage: dict[Cell, Fraction] = {}
     if any(rate.s for rate in rates.values()):
         epochs = list(epochs)  # read twice; without storage prices a stream of epochs is never held
-        storage = _round_once(storage_costs(epochs, rates, rule.storage), salt)
-    else:
-        storage = {}
+        storage = storage_costs(epochs, rates, rule.storage)
     if isinstance(rule, WaterfallRule):
         shares = waterfall_credits(epochs, tallies, rates, rule)
     else:
         shares = shapley_credits(epochs, tallies, rates, rule.players)
+    return settle_shares(shares, storage, tallies, rule, salt)
+
+
+def settle_shares(
+    shares: dict[Cell, Fraction], storage: Mapping[Cell, Fraction], tallies: Tallies, rule: Rule, salt: str = ""
+) -> SavingsResult:
+    """The last step, from exact shares that may have been summed elsewhere (a warehouse, another process): round once."""
+    stored = _round_once(storage, salt)
     for (_, tenant, sku), tally in tallies.items():
         cell = PROVIDER if rule.unattributed == "provider" else (tenant, sku)
         shares[cell] = shares.get(cell, Fraction(0)) + tally.unattributed_pico
@@ -140,7 +147,7 @@ def settle(
     reductions = _round_once({**dict.fromkeys(cells, Fraction(0)), **shares}, salt)
     retained = reductions.pop(PROVIDER, 0)
     accounts = {
-        cell: _account(cells.get(cell, Tally()), reductions[cell], storage.get(cell, 0)) for cell in sorted(reductions)
+        cell: _account(cells.get(cell, Tally()), reductions[cell], stored.get(cell, 0)) for cell in sorted(reductions)
     }
     return SavingsResult(rule, _sum_by_tenant(accounts), accounts, retained)
 

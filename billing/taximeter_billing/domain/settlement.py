@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from taximeter_billing.domain.parcels import Component, Parcel, components
+from taximeter_billing.domain.quantities import quantities_of
 from taximeter_billing.domain.savings import savings_for_period
 from taximeter_billing.domain.split import ExactSums, largest_remainder
 from taximeter_billing.domain.takeback import Takeback
@@ -14,7 +15,6 @@ from taximeter_billing.domain.usage import Prices, Skus, UsageRow, line_of
 from taximeter_schemas.cache_policies import CachePolicy
 from taximeter_schemas.cache_uses import CacheUse
 from taximeter_schemas.rate_cards import Price, RateCard
-from taximeter_schemas.rating import beside_tokens
 
 Place = tuple[str, str, str, str]
 """Tenant, feature, model, rate card."""
@@ -102,20 +102,8 @@ def _add(cell: _Cell, price: Price, row: UsageRow) -> None:
     if found is None:
         found = cell.by_price[id(price)] = (price, defaultdict(int))
     used = found[1]
-    used["uncached_input"] += row.uncached_input
-    for tier, tokens in row.reads.items():
-        used[f"cache_read_{tier}"] += tokens
-    for lifetime, tokens in row.writes.items():
-        used[f"cache_write_{lifetime}"] += tokens
-    used["output"] += row.output - row.reasoning
-    used["reasoning"] += row.reasoning
-    if row.output or row.input_tokens:
-        used["request"] += 1
-    if price.extended:
-        beside = beside_tokens(price, row.attributes, row.gpu_seconds)
-        used["search_unit"] += beside.search_units
-        used["gpu_microsecond"] += beside.gpu_microseconds
-        used["adapter_hour"] += beside.adapter_hours
+    for kind, quantity in quantities_of(row, price).items():
+        used[kind] += quantity
 
 
 def scope_of(price: Price) -> str:

@@ -5,11 +5,12 @@ Where nobody saw who filled a block (counts alone, or a residency older than the
 tenant that hit.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 
 from taximeter_billing.domain.epochs import Cell, Epoch
-from taximeter_billing.domain.lots import Tallies, Tally, lots_of
+from taximeter_billing.domain.lots import Tallies, Tally
 from taximeter_billing.domain.split import ExactSums
 from taximeter_schemas.cache_policies import BPS_WHOLE, WaterfallRule
 from taximeter_schemas.cache_uses import SkuRates
@@ -17,15 +18,53 @@ from taximeter_schemas.cache_uses import SkuRates
 PROVIDER: Cell = ("@provider", "")
 
 
+@dataclass(frozen=True, slots=True)
+class LotClass:
+    """Lots that are split alike: `token_hits` is the sum of tokens x hits of `cell` over epochs of one `pool`, one filler's SKU
+    and one pair of units. `own`: the cell's tenant filled the block itself. `filler` None: nobody saw who filled it.
+
+    `gross_unit` is the epoch's gross saving for each of its tokens in pico-units, `shared_unit` what of it is not kept by the
+    filler as its own hits.
+    """
+
+    pool: str
+    cell: Cell
+    token_hits: int
+    own: bool
+    filler: str | None
+    gross_unit: int
+    shared_unit: int
+
+
+@dataclass(frozen=True, slots=True)
+class FillClass:
+    """Fillings that are paid alike: `tokens` is the sum of tokens that `cell` filled, in epochs of one pair of units."""
+
+    cell: Cell
+    tokens: int
+    gross_unit: int
+    shared_unit: int
+
+
 def waterfall_credits(
     epochs: Iterable[Epoch], tallies: Tallies, rates: Mapping[str, SkuRates], rule: WaterfallRule
 ) -> dict[Cell, Fraction]:
     """Each tenant's (and SKU's) share of the gross saving, and the provider's; they sum to all of it but what is
     unattributed."""
+    return credits_of_classes((one for epoch in epochs for one in _classes(epoch, rates, rule)), tallies, rates, rule)
+
+
+def credits_of_classes(
+    classes: Iterable[LotClass | FillClass], tallies: Tallies, rates: Mapping[str, SkuRates], rule: WaterfallRule
+) -> dict[Cell, Fraction]:
+    """The same from lots and fillings that were summed elsewhere. Everything is proportional to tokens, so sums are exact."""
     credits: ExactSums[Cell] = ExactSums()
     pools: ExactSums[str] = ExactSums()
-    for epoch in epochs:
-        _split_epoch(epoch, lots_of(epoch, rates), rates, rule, credits, pools)
+    for one in classes:
+        if isinstance(one, LotClass):
+            _split_class(one, rates, rule, credits, pools)
+        else:
+            _pay_filler(one, rates, rule, credits)
     for (pool, tenant, sku), tally in tallies.items():
         _split_lot(pool, (tenant, sku), tally.inferred_pico, 1, rule, credits, pools)
         credits.add((tenant, sku), tally.inferred_pico * rule.warmer_bps, BPS_WHOLE)
@@ -38,48 +77,70 @@ def waterfall_credits(
     return credits.totals()
 
 
-def _split_epoch(
-    epoch: Epoch,
-    lots: Mapping[Cell, int],
+def _classes(epoch: Epoch, rates: Mapping[str, SkuRates], rule: WaterfallRule) -> Iterator[LotClass | FillClass]:
+    """An epoch as classes of its own."""
+    units = {cell: lot_unit(rates[cell[1]]) * hits for cell, hits in epoch.hits.items()}
+    gross = sum(units.values())
+    if gross == 0:
+        return
+    tenant, filler = (epoch.warmer[0], epoch.warmer[1]) if epoch.warmer is not None else (None, None)
+    kept = sum(unit for cell, unit in units.items() if rule.self_hits == "keep" and cell[0] == tenant)
+    for cell, hits in epoch.hits.items():
+        yield LotClass(epoch.pool, cell, epoch.tokens * hits, cell[0] == tenant, filler, gross, gross - kept)
+    if epoch.warmer is not None:
+        yield FillClass(epoch.warmer, epoch.tokens, gross, gross - kept)
+
+
+def lot_unit(rate: SkuRates) -> int:
+    """What one hit saves for each token, in pico-units."""
+    return rate.p - rate.r
+
+
+def _premium(rate: SkuRates, gross_unit: int, rule: WaterfallRule) -> int:
+    """What of the write premium is recovered from the epoch's savings, for each of its tokens."""
+    return min(gross_unit, max(0, rate.w - rate.p)) if rule.recover_premium else 0
+
+
+def _split_class(
+    one: LotClass,
     rates: Mapping[str, SkuRates],
     rule: WaterfallRule,
     credits: ExactSums[Cell],
     pools: ExactSums[str],
 ) -> None:
-    gross = sum(lots.values())
-    if gross == 0:
-        return
-    write, premium = 0, 0
-    if epoch.warmer is not None:
-        rate = rates[epoch.warmer[1]]
-        write = rate.w * epoch.tokens
-        if rule.recover_premium:
-            premium = min(gross, max(0, rate.w - rate.p) * epoch.tokens)
-            credits.add(epoch.warmer, premium)
+    lot = lot_unit(rates[one.cell[1]]) * one.token_hits
+    premium = _premium(rates[one.filler], one.gross_unit, rule) if one.filler is not None else 0
     # Every lot gives to the premium in proportion: what is left of it is lot * left / whole.
-    left, whole = (gross - premium, gross) if premium else (1, 1)
-    shared = 0
-    for cell, lot in lots.items():
-        if rule.self_hits == "keep" and epoch.warmer is not None and cell[0] == epoch.warmer[0]:
-            credits.add(cell, lot * left, whole)
-            continue
-        shared += lot
-        _split_lot(epoch.pool, cell, lot * left, whole, rule, credits, pools)
-        if epoch.warmer is None:
-            credits.add(cell, lot * left * rule.warmer_bps, whole * BPS_WHOLE)
-    if epoch.warmer is None or not rule.warmer_bps or not shared:
+    left, whole = (one.gross_unit - premium, one.gross_unit) if premium else (1, 1)
+    if rule.self_hits == "keep" and one.own:
+        credits.add(one.cell, lot * left, whole)
         return
-    # The warmer's part in units of 1 / (whole * BPS_WHOLE), cut to what the cap leaves after the premium.
-    part = shared * left * rule.warmer_bps
-    cut = 0
-    if rule.warmer_cap_bps is not None:
-        room = max(0, rule.warmer_cap_bps * write - premium * BPS_WHOLE)
-        cut = max(0, part - room * whole)
-    credits.add(epoch.warmer, part - cut, whole * BPS_WHOLE)
-    if cut:
-        for cell, lot in lots.items():
-            if not (rule.self_hits == "keep" and cell[0] == epoch.warmer[0]):
-                credits.add(cell, cut * lot, whole * BPS_WHOLE * shared)
+    _split_lot(one.pool, one.cell, lot * left, whole, rule, credits, pools)
+    if one.filler is None:
+        credits.add(one.cell, lot * left * rule.warmer_bps, whole * BPS_WHOLE)
+    elif cut := _cut(one, rates[one.filler], premium, left, whole, rule):
+        # What the cap cuts off goes back to the lots in proportion.
+        credits.add(one.cell, cut * lot, whole * BPS_WHOLE * one.shared_unit)
+
+
+def _pay_filler(one: FillClass, rates: Mapping[str, SkuRates], rule: WaterfallRule, credits: ExactSums[Cell]) -> None:
+    rate = rates[one.cell[1]]
+    premium = _premium(rate, one.gross_unit, rule)
+    left, whole = (one.gross_unit - premium, one.gross_unit) if premium else (1, 1)
+    credits.add(one.cell, premium * one.tokens)
+    part = one.shared_unit * left * rule.warmer_bps
+    cut = _cut(one, rate, premium, left, whole, rule)
+    credits.add(one.cell, (part - cut) * one.tokens, whole * BPS_WHOLE)
+
+
+def _cut(
+    one: LotClass | FillClass, rate: SkuRates, premium: int, left: int, whole: int, rule: WaterfallRule
+) -> int:
+    """What the cap takes off the filler's part of each token, in units of 1 / (whole * BPS_WHOLE): the cap counts the premium."""
+    if rule.warmer_cap_bps is None or not rule.warmer_bps or not one.shared_unit:
+        return 0
+    room = max(0, rule.warmer_cap_bps * rate.w - premium * BPS_WHOLE)
+    return max(0, one.shared_unit * left * rule.warmer_bps - room * whole)
 
 
 def _split_lot(
