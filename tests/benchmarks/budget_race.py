@@ -141,25 +141,31 @@ def _request(url: str, key: Key, headers: Mapping[str, str], fields: Mapping[str
 
 
 @contextmanager
-def taximeter(folder: Path, upstream: str, count: int) -> Iterator[Contestant]:
-    """Our whole stack, with that many gateways."""
+def gateways_of(folder: Path, upstream: str, count: int) -> Iterator[tuple[Stack, list[str]]]:
+    """Our whole stack, with that many gateways: the stack, and where they listen."""
     environment = {"TAXIMETER_UPSTREAM_URL": upstream}
     with Stack(folder, random_ports=True, environment=environment) as stack:
         more: list[tuple[str, ChildProcess]] = []
         for number in range(2, count + 1):
+            name = f"gateway-{number}"
             named = {
                 **stack.service_environment,
-                "TAXIMETER_GATEWAY_ID": f"gateway-{number}",
-                "TAXIMETER_STATE_DIR": str(folder / f"gateway-{number}"),
+                "TAXIMETER_GATEWAY_ID": name,
+                "TAXIMETER_STATE_DIR": str(folder / name),
             }
-            name = f"gateway-{number}"
             more.append(service(name, "taximeter_inference.gateway", "TAXIMETER_GATEWAY_PORT", named, folder))
         with running([child for _, child in more]):
             for url, child in more:
                 await_answer(f"{url}/readyz", child)
-            urls = [stack.addresses.urls["gateway"], *(url for url, _ in more)]
-            bootstrap_servers = stack.addresses.kafka
-            yield ours(urls, [], bootstrap_servers, lambda key: _posted_pico(bootstrap_servers, key.account))
+            yield stack, [stack.addresses.urls["gateway"], *(url for url, _ in more)]
+
+
+@contextmanager
+def taximeter(folder: Path, upstream: str, count: int) -> Iterator[Contestant]:
+    """Our gateways as contestants of a race."""
+    with gateways_of(folder, upstream, count) as (stack, urls):
+        bootstrap_servers = stack.addresses.kafka
+        yield ours(urls, [], bootstrap_servers, lambda key: _posted_pico(bootstrap_servers, key.account))
 
 
 def _posted_pico(bootstrap_servers: str, tenant: str) -> int:

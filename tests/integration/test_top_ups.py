@@ -1,5 +1,6 @@
 """Top-ups of prepaid wallets: in the book, over the API's own functions, and through real gateways and the real keeper."""
 
+import asyncio
 import secrets
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,8 +18,13 @@ from taximeter_billing.book import AuditRow, open_book
 from taximeter_billing.declarations import apply_declarations, read_mapping, republish
 from taximeter_billing.errors import BillingError, DeclarationError, FrozenError, NotFoundError
 from taximeter_billing.keys import create_key
+from taximeter_billing.service.app import build_app
+from taximeter_billing.service.sender import ControlSender
+from taximeter_billing.service.stripe_webhooks import StripeInbox
+from taximeter_billing.settings import BillingSettings
 from taximeter_billing.top_ups import Wanted, list_top_ups, top_up
 from taximeter_producers.control import publish
+from taximeter_producers.topics import ensure_topics
 from taximeter_schemas.control import ControlRecord
 from taximeter_schemas.control_snapshot import ControlSnapshot
 from taximeter_schemas.money import to_pico
@@ -131,6 +137,28 @@ def test_a_tenant_with_two_wallets_says_which(book: Engine, log: Log) -> None:
     with pytest.raises(DeclarationError, match="several wallets"):
         top_up(book, wanted(), "ann", NOW, log.publish)
     assert top_up(book, wanted(budget="second"), "ann", NOW, log.publish).limit_pico == to_pico("26")
+
+
+def test_the_api_adds_once_and_lists(book: Engine, bootstrap_servers: str) -> None:
+    ensure_topics(bootstrap_servers, PARTITIONS, 1)
+    tenant = f"acme-{secrets.token_hex(4)}"
+    settings = BillingSettings(kafka_bootstrap_servers=bootstrap_servers, admin_token="an-admin-token")
+    apply_declarations(book, read_mapping(content(tenant)), "test", NOW, Log().publish)
+    served = build_app(settings, book, ControlSender(book, settings), StripeInbox(book, settings))
+    order = {"id": f"order-{tenant}", "tenant": tenant, "amount": "12.50"}
+
+    async def calls() -> list[httpx.Response]:
+        transport, headers = httpx.ASGITransport(served), {"authorization": "Bearer an-admin-token"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+            bodies = (order, order, {**order, "amount": "1"}, {**order, "amount": "much"}, {**order, "id": "a\n"})
+            answers = [await client.post("/v1/top-ups", json=body) for body in bodies]
+            return [*answers, await client.get("/v1/top-ups", params={"tenant": tenant})]
+
+    answers = asyncio.run(calls())
+    assert [answer.status_code for answer in answers] == [201, 200, 409, 422, 422, 200]
+    assert answers[0].json()["limit"] == "12.50 USD"
+    (listed,) = answers[-1].json()
+    assert (listed["id"], listed["amount"], listed["budget"]) == (order["id"], "12.50 USD", f"{tenant}-wallet")
 
 
 def test_gateways_serve_what_was_paid_for_and_no_more(bootstrap_servers: str, tmp_path: Path) -> None:
