@@ -37,7 +37,7 @@ up: setup ## Start the embedded stack and keep it running
 clean: ## Remove caches and the environment
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-# Not 1.107.0: that release was tampered with.
+# A fixed version: the release 1.107.0 is reported to have been compromised.
 LITELLM := litellm[proxy]==1.108.7
 LITELLM_PYTHON := .cache/litellm-venv/bin/python
 
@@ -50,6 +50,7 @@ bench-gateway: .cache/litellm-venv/.ready ## Our gateway beside LiteLLM's proxy:
 
 bench-budget: .cache/litellm-venv/.ready ## Budgets beside LiteLLM's: who lets how much through
 	$(RUN)/python -m tests.benchmarks.budget_race --litellm-python $(LITELLM_PYTHON)
+	$(RUN)/python -m tests.benchmarks.budget_delays
 
 vllm: setup ## An environment with vLLM for CPUs and tiny models, in .cache
 	@.ci/vllm/setup.sh
