@@ -16,7 +16,9 @@ _EXACT = None
 def turn_table(turn: Turn) -> Table:
     """The tree: a line for each hop, and for each attempt where a hop has several; the sum by currency at the end."""
     title = f"turn {turn.root_request_id}  ({turn.tenant})"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True, collapse_padding=True
+    )
     table.add_column("hop", "sum", footer_style="bold", no_wrap=True)
     table.add_column("model", overflow="fold")
     counted = [event for event in turn.events if event.is_counted]
@@ -27,7 +29,7 @@ def turn_table(turn: Turn) -> Table:
     )
     for name, number in zip(("input", "cached", "output"), sums, strict=True):
         table.add_column(name, f"{number:,}", justify="right", no_wrap=True, footer_style="bold")
-    table.add_column("cost", _sum_text(turn.events), justify="right", overflow="fold", footer_style="bold")
+    table.add_column("cost", _sum_text(turn.events), justify="right", no_wrap=True, footer_style="bold")
     table.add_column("ended", no_wrap=True)
     for prefix, hop in _lines(turn.hops, ""):
         _add_hop(table, prefix, hop)
@@ -86,8 +88,10 @@ def _add_event(table: Table, label: str, event: TracedEvent) -> None:
         cost = Text(format_pico(event.metered_pico, event.currency, _EXACT))
     else:
         cost = Text(f"{event.disposition}: {event.reason}", style="yellow" if event.is_counted else "red")
-    ended = event.outcome if event.total_ms is None else f"{event.outcome} {event.total_ms:,.0f} ms"
-    table.add_row(label, model, *counts, cost, ended)
+    ended = [] if event.outcome == "completed" else [event.outcome]
+    if event.total_ms is not None:
+        ended.append(f"{event.total_ms:,.0f} ms")
+    table.add_row(label, model, *counts, cost, " ".join(ended) or event.outcome)
 
 
 def _sum_text(events: Sequence[TracedEvent]) -> str:

@@ -167,14 +167,14 @@ def test_the_tree_is_drawn(database: tuple[Client, str]) -> None:
     lines = [" ".join(line.split()) for line in shown.stdout.splitlines()]
     assert lines[0] == "turn turn-1 (acme)"
     for expected in (
-        "├─ 0 embedding embedder 8 0 0 0.00000016 USD completed 12 ms",
-        "├─ 1 rerank reranker 400 0 0 0.00002 USD completed 12 ms",
+        "├─ 0 embedding embedder 8 0 0 0.00000016 USD 12 ms",
+        "├─ 1 rerank reranker 400 0 0 0.00002 USD 12 ms",
         "├─ 2 chat 0.00324 USD",
         "│ │ attempt 0 generator 1,000 0 0 0.002 USD error 12 ms",
-        "│ │ attempt 1 generator 1,000 700 50 0.00124 USD completed 12 ms",
-        "│ └─ 3 chat unpriced 5 0 5 unrated: unknown_model completed 12 ms",
-        "├─ 4 embedding embedder 9 0 0 rejected: time_out_of_range completed 12 ms",
-        "└─ 5 embedding embedder 10 0 0 0.0000002 EUR completed 12 ms",
+        "│ │ attempt 1 generator 1,000 700 50 0.00124 USD 12 ms",
+        "│ └─ 3 chat unpriced 5 0 5 unrated: unknown_model 12 ms",
+        "├─ 4 embedding embedder 9 0 0 rejected: time_out_of_range 12 ms",
+        "└─ 5 embedding embedder 10 0 0 0.0000002 EUR 12 ms",
         "sum 2,423 700 55 0.0000002 EUR",
         "0.00326016 USD",
         "1 without a price",

@@ -5,14 +5,20 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import fields
+from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 
 import taximeter
+from taximeter.cli.trace_turn import TracedEvent, turns_of
+from taximeter.cli.trace_view import turn_table
 from taximeter_producers import UsageProducer, adapters
 from taximeter_producers.ingest.app import build_app
 from taximeter_producers.ingest.settings import IngestSettings
@@ -92,6 +98,43 @@ def post(folder: Path, body: str) -> httpx.Response:
 
     with UsageProducer(bootstrap_servers="127.0.0.1:1", producer_id="ingest", spool_dir=folder) as producer:
         return asyncio.run(send(build_app(IngestSettings.model_validate({"state_dir": folder}), producer)))
+
+
+def test_the_turn_that_is_shown_is_what_the_command_draws() -> None:
+    turn = [
+        traced(0, 0, "embedding", "embedder", (8, 0, 0), 160_000, "completed", 12),
+        traced(1, 0, "rerank", "reranker", (400, 0, 0), 20_000_000, "completed", 31),
+        traced(2, 0, "chat", "generator", (1_000, 0, 0), 2_000_000_000, "error", 900),
+        traced(2, 1, "chat", "generator", (300, 700, 50), 1_240_000_000, "completed", 1_204),
+    ]
+    console = Console(width=84, file=StringIO(), force_terminal=False)
+    for one in turns_of("turn-1", turn):
+        console.print(turn_table(one))
+    drawn = console.file.getvalue() if isinstance(console.file, StringIO) else ""
+    shown = PAGE[PAGE.index("turn turn-1") :].partition("```")[0]
+    assert [line.strip() for line in drawn.splitlines() if line.strip()] == [
+        line.strip() for line in shown.splitlines()
+    ]
+
+
+def traced(
+    hop: int, attempt: int, operation: str, model: str, tokens: tuple[int, int, int], cost: int, outcome: str, ms: float
+) -> TracedEvent:
+    uncached, cached, output = tokens
+    counts = dict.fromkeys(fields_of_tokens(), 0) | {
+        "uncached_input": uncached, "cache_read_gpu": cached, "output": output
+    }  # fmt: skip
+    return TracedEvent(
+        tenant="acme", root_request_id="turn-1", request_id=f"r{hop}{attempt}", hop=hop, attempt=attempt, source="s",
+        event_id=f"r{hop}{attempt}", time=datetime(2026, 11, 24, tzinfo=UTC), feature="chat", operation=operation,
+        model=model, adapter="", outcome=outcome, disposition="rated", reason="", currency="USD", rate_card="c@1",
+        list_pico=cost, metered_pico=cost, total_ms=ms, parent_request_id="", **counts,
+    )  # fmt: skip
+
+
+def fields_of_tokens() -> list[str]:
+    names = [one.name for one in fields(TracedEvent)]
+    return names[names.index("uncached_input") : names.index("currency")]
 
 
 def test_every_function_and_setting_is_on_the_page() -> None:
