@@ -10,7 +10,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ from taximeter_billing.declarations.applying import Publish
 from taximeter_billing.keys import create_key
 from taximeter_billing.operations import opened, publisher
 from taximeter_billing.top_ups import Wanted, top_up
+from taximeter_schemas.control import ControlRecord
 from tests.benchmarks.budget_race import Upstream, gateways_of
 from tests.benchmarks.gateway_contestants import MODEL, fake_upstream
 from tests.benchmarks.gateway_report import keep, percentile, table
@@ -110,7 +111,16 @@ class Desk:
         }
         now = datetime.now(UTC)
         apply_declarations(self.book, read_mapping(content), "bench", now, self.publish)
-        return {name: create_key(self.book, name, "bench", now, self.publish).secret for name in tenants}
+        collected: list[ControlRecord] = []
+
+        def collect(records: Iterable[ControlRecord]) -> int:
+            """The keys go out together, for each publishing has its cost."""
+            collected.extend(records)
+            return len(collected)
+
+        keys = {name: create_key(self.book, name, "bench", now, collect).secret for name in tenants}
+        self.publish(collected)
+        return keys
 
 
 def alert_delays(desk: Desk, urls: list[str], receiver: Receiver, endpoint: str) -> list[float]:
