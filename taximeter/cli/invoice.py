@@ -13,15 +13,18 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
+from taximeter.cli.apply import actor
 from taximeter.cli.invoice_view import invoice_tables
 from taximeter_billing.book import InvoiceRow
 from taximeter_billing.closing import close_period, finalize_period, find_invoice, list_invoices, list_parked
+from taximeter_billing.credit_notes import give_back, list_notes
 from taximeter_billing.errors import BillingError
+from taximeter_billing.lifecycle import CREDIT_NOTES, review, void_invoice
 from taximeter_billing.operations import opened
 from taximeter_billing.payments.errors import PaymentError
 from taximeter_billing.settings import BillingSettings
 from taximeter_billing.warehouse import UsageReader
-from taximeter_schemas.errors import PeriodError
+from taximeter_schemas.errors import SchemaError
 from taximeter_schemas.money import currency_exponent, format_pico
 from taximeter_sql import WarehouseError, connect
 
@@ -67,18 +70,71 @@ def close(
         console.print(f"[yellow]parked: {name}: {escape(reason)}[/]", highlight=False)
     for name, reason in closed.late.items():
         console.print(f"[yellow]late usage: {name}: {escape(reason)}[/]", highlight=False)
+    for name, pico in closed.refunds.items():
+        console.print(f"[yellow]credit note drafted: {name}: {-pico} pico-units[/]", highlight=False)
 
 
 @app.command()
-def finalize(period: Month, tenant: OnlyTenant = None) -> None:
+def finalize(
+    period: Month,
+    tenant: OnlyTenant = None,
+    reviewed_only: Annotated[
+        bool, typer.Option("--reviewed-only", help="Only drafts that `invoice review` has noted.")
+    ] = False,
+) -> None:
     """Finalize the month's drafts with gapless numbers. Nothing finalized changes; doing it again does nothing."""
     settings = BillingSettings()
     with errors_for_people(), opened(settings) as book:
-        rows = finalize_period(book, period, settings.invoice_series, datetime.now(UTC), tenant)
+        rows = finalize_period(
+            book, period, settings.invoice_series, datetime.now(UTC), tenant, reviewed_only=reviewed_only
+        )
     for row in rows:
         console.print(f"{row.number}: {row.tenant}, {minor(row.total_minor, row.currency)}", highlight=False)
     if not rows:
         console.print("no drafts to finalize")
+
+
+@app.command("review")
+def review_draft(reference: Annotated[str, typer.Argument(help="A draft, as TENANT/PERIOD.")]) -> None:
+    """Note that a draft was looked at and is right. A close that changes the draft takes the note away."""
+    with errors_for_people(), opened(BillingSettings()) as book:
+        row = review(book, reference, actor(), datetime.now(UTC))
+    console.print(f"reviewed {row.tenant}/{row.period}: {minor(row.total_minor, row.currency)}", highlight=False)
+
+
+@app.command()
+def void(
+    number: Annotated[str, typer.Argument(help="The number of a final invoice.")],
+    reason: Annotated[str, typer.Option(help="Why; kept with it.")],
+) -> None:
+    """Void a final invoice. It keeps its number, its credits return, and closing drafts another in its place."""
+    with errors_for_people(), opened(BillingSettings()) as book:
+        row = void_invoice(book, number, reason, actor(), datetime.now(UTC))
+    console.print(f"{row.number} is void; close {row.period} again for another draft", highlight=False)
+
+
+@app.command()
+def credit(
+    number: Annotated[str, typer.Argument(help="The number of a final invoice.")],
+    reason: Annotated[str, typer.Option(help="Why; printed on the credit note.")],
+    amount: Annotated[str | None, typer.Option(help="How much, as 12.50; all that is left without it.")] = None,
+) -> None:
+    """Give a sum back on a final invoice, by a credit note with a number of its own."""
+    with errors_for_people(), opened(BillingSettings()) as book:
+        note = give_back(book, number, amount, reason, CREDIT_NOTES, actor(), datetime.now(UTC))
+    console.print(f"{note.number} on {number}: {minor(note.total_minor, note.currency)}", highlight=False)
+
+
+@app.command()
+def notes(period: Annotated[str | None, typer.Option("--period", help="This month only.")] = None) -> None:
+    """Credit notes, drafts included."""
+    with errors_for_people(), opened(BillingSettings()) as book:
+        rows = list_notes(book, period)
+    table = Table("number", "invoice", "tenant", "status", "reason", "amount", box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        amount = minor(row.total_minor, row.currency)
+        table.add_row(row.number or "-", row.invoice, row.tenant, row.status, escape(row.reason), amount)
+    console.print(table)
 
 
 @app.command("list")
@@ -133,7 +189,7 @@ def errors_for_people() -> Iterator[None]:
     """Expected errors are one line and exit status 2; anything else crashes loudly."""
     try:
         yield
-    except (BillingError, PeriodError, WarehouseError) as error:
+    except (BillingError, SchemaError, WarehouseError) as error:
         Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
 

@@ -4,6 +4,7 @@ import json
 from decimal import Decimal
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +24,10 @@ def invoice_tables(row: InvoiceRow) -> list[Table | Text]:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("net", justify="right", no_wrap=True, footer_style="bold")
     for line in document["lines"]:
+        if line.get("kind", "usage") != "usage":
+            net = _amount(int(line["net_pico"]), row.currency)
+            table.add_row(f"{line['kind']}\n[dim]{escape(line['model'])}[/]", *[""] * 5, net)
+            continue
         tokens = line["tokens"]
         whole = tokens["uncached_input"] + tokens["cache_read"] + tokens["cache_write"]
         amounts = [_amount(int(line[name]), row.currency) for name in ("list_pico", "savings_pico", "net_pico")]
@@ -34,6 +39,7 @@ def invoice_tables(row: InvoiceRow) -> list[Table | Text]:
     inputs = document["inputs"]
     receipt = Text(
         f"from {inputs['events']:,} events ({inputs['event_set_hash'][:12]}), policy {inputs['cache_policy']}, "
+        f"{''.join(f'agreed {name}, ' for name in inputs.get('agreements', []))}"
         f"prices {', '.join(inputs['rate_cards'])}, document {row.document_sha256[:12]}\n",
         style="dim",
     )

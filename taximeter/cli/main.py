@@ -26,6 +26,9 @@ _COMMANDS = {
     "reconcile": "billing",
     "apply": "billing",
     "savings": "billing",
+    "what-if": "billing",
+    "explain": "billing",
+    "verify": "billing",
     "topup": "billing",
     "trace": "billing",
 }
@@ -57,7 +60,7 @@ def _register() -> None:
     """Add every command whose extra is installed; the others tell what to install."""
     for name, extra in {**_COMMANDS, **_GROUPS}.items():
         try:
-            module = importlib.import_module(f"taximeter.cli.{name}")
+            module = importlib.import_module(f"taximeter.cli.{name.replace('-', '_')}")
         except ModuleNotFoundError as missing:
             if (missing.name or "").startswith("taximeter.cli"):
                 raise

@@ -1,0 +1,96 @@
+"""The commands that prove, explain and change invoices, as a person types them."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from clickhouse_connect.driver.client import Client
+from typer.testing import CliRunner, Result
+
+from taximeter.cli.main import app
+from taximeter_billing.book import open_book
+from taximeter_billing.closing import close_period, finalize_period
+from taximeter_billing.declarations import apply_declarations, read_mapping
+from taximeter_billing.warehouse import UsageReader
+from taximeter_sql import connect, migrate
+from tests.face_process import FaceProcess
+from tests.integration.test_billing import NOW, PERIOD, content, insert, publish, shared_prefix
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def warehouse(clickhouse: FaceProcess, unique_database: str) -> Iterator[Client]:
+    client = connect(clickhouse.url(unique_database))
+    migrate(client)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path, warehouse: Client, clickhouse: FaceProcess, unique_database: str) -> Run:
+    """Runs a command on a finalized month of acme and globex."""
+    url = f"sqlite:///{tmp_path / 'book.db'}"
+    book = open_book(url)
+    apply_declarations(book, read_mapping(content()), "tester", datetime(2026, 10, 1, tzinfo=UTC), publish)
+    insert(warehouse, *shared_prefix())
+    close_period(book, UsageReader(warehouse), PERIOD, NOW)
+    finalize_period(book, PERIOD, "INV", NOW)
+    book.dispose()
+    addresses = {"TAXIMETER_DATABASE_URL": url, "TAXIMETER_CLICKHOUSE_URL": clickhouse.url(unique_database)}
+
+    def command(*words: str) -> Result:
+        return CliRunner().invoke(app, words, env={**addresses, "COLUMNS": "200"})
+
+    return command
+
+
+def test_verify(run: Run, warehouse: Client) -> None:
+    shown = run("verify", "INV-000002")
+    assert shown.exit_code == 0 and "proven INV-000002: 1 events give the very bytes" in shown.output
+    insert(warehouse, {"tenant": "globex", "event_id": "forged", "output": 1})
+    differs = run("verify", "INV-000002", "--json")
+    assert differs.exit_code == 1
+    assert json.loads(differs.output)["proven"] is False
+    unknown = run("verify", "INV-9")
+    assert (unknown.exit_code, unknown.output.strip()[:6]) == (2, "error:")
+
+
+def test_explain(run: Run) -> None:
+    shown = run("explain", "INV-000002", "1")
+    assert shown.exit_code == 0
+    assert "cache_read_gpu" in shown.output and "128,000" in shown.output
+    assert "list 0.114 USD + tiers 0.00 USD - cache savings 0.0576 USD = net 0.0564 USD" in shown.output
+    found = json.loads(run("explain", "globex/2026-11", "1", "--json").output)
+    assert found["events"][0]["cache_read"] == {"gpu": 128_000}
+    assert run("explain", "INV-000002", "7").exit_code == 2
+
+
+def test_what_if(run: Run, tmp_path: Path) -> None:
+    card = tmp_path / "card.yaml"
+    price = '{model: m, uncached_input: "1.00", cache_read_gpu: "0.05", output: "1.50"}'
+    card.write_text(f'{{version: 9, effective_from: "2026-12-01T00:00:00Z", prices: [{price}]}}')
+    shown = run("what-if", "--period", PERIOD, "--rate-card", str(card))
+    assert shown.exit_code == 0, shown.output
+    assert "would complain: acme, globex" in shown.output
+    retained = json.loads(run("what-if", "--period", PERIOD, "--policy", "retain", "--json").output)
+    assert retained["would_complain"] == ["globex"]
+    assert retained["differences"][0]["change_pico"] == "57600000000"
+    assert run("what-if", "--period", PERIOD).exit_code == 2
+    assert run("what-if", "--period", PERIOD, "--rate-card", "nothing@1").exit_code == 2
+    assert run("what-if", "--period", PERIOD, "--policy", "nothing").exit_code == 2
+
+
+def test_credit_and_void(run: Run) -> None:
+    given = run("invoice", "credit", "INV-000001", "--amount", "0.04", "--reason", "slow")
+    assert "CN-000001 on INV-000001: -0.04 USD" in given.output
+    assert run("invoice", "credit", "INV-000001", "--amount", "0.07", "--reason", "slow").exit_code == 2
+    assert "INV-000002 is void" in run("invoice", "void", "INV-000002", "--reason", "address").output
+    assert run("invoice", "void", "INV-000002", "--reason", "address").exit_code == 2
+    assert "drafted: globex" in run("invoice", "close", "--period", PERIOD, "--early").output
+    assert "reviewed globex/2026-11: 0.06 USD" in run("invoice", "review", "globex/2026-11").output
+    assert "INV-000003: globex" in run("invoice", "finalize", "--period", PERIOD, "--reviewed-only").output
+    assert "slow" in run("invoice", "notes").output
+    assert "chat" in run("invoice", "show", "INV-000003").output
