@@ -13,8 +13,13 @@ def report_tables(report: Report) -> list[Table | Text]:
     counts = Table("tenant", title="produced = rated + unrated + duplicate + rejected", title_justify="left")
     for name in ("produced", "rated", "unrated", "duplicate", "rejected"):
         counts.add_column(name, justify="right")
+    mended = any(row.rated_later or row.replayed for row in report.tenants)
+    if mended:
+        counts.add_column("of these rated later", justify="right")
+        counts.add_column("replayed", justify="right")
     for row in report.tenants:
-        numbers = (row.produced, row.rated, row.unrated, row.duplicate, row.rejected)
+        numbers = [row.produced, row.rated, row.unrated, row.duplicate, row.rejected]
+        numbers += [row.rated_later, row.replayed] if mended else []
         counts.add_row(row.tenant, *(f"{number:,}" for number in numbers))
     laws = Table("law", "compared", "holds")
     parts: list[Table | Text] = [counts, laws]

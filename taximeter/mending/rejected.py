@@ -97,7 +97,7 @@ def list_rejected(
     """Rejected messages, newest first, with what became of each."""
     parameters = {"tenant": tenant or "", "reason": reason or "", "since": since or BEGINNING, "limit": limit}
     rows = client.query(query("rejected_rows"), parameters=parameters, tz_mode="aware").named_results()
-    replays, replayed = _replays(client)
+    replays, replayed = replays_by_place(client)
     found = []
     for row in rows:
         place = (str(row["log_id"]), int(row["partition"]), int(row["offset"]))
@@ -111,7 +111,7 @@ def list_rejected(
     return found
 
 
-def _replays(client: Client) -> tuple[dict[Place, list[Replay]], dict[Place, Place]]:
+def replays_by_place(client: Client) -> tuple[dict[Place, list[Replay]], dict[Place, Place]]:
     """Replays by the place of what they repeat, and the other way round."""
     replays: dict[Place, list[Replay]] = defaultdict(list)
     originals: dict[Place, Place] = {}

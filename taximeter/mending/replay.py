@@ -1,5 +1,6 @@
 """Sends rejected messages again: those that would count now, each noted with where it stands, so that it is sent once."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -8,12 +9,16 @@ from clickhouse_connect.driver.client import Client
 
 from taximeter.mending.changes import ChangeError, changed
 from taximeter.mending.payloads import payload_of, read_rejected
-from taximeter.mending.rejected import Place, Rejected, judge
+from taximeter.mending.rejected import Place, Rejected, judge, replays_by_place
 from taximeter.mending.sending import Placed, Sender, await_stored
 from taximeter_schemas.control_snapshot import ControlSnapshot
 from taximeter_schemas.rejections import RejectedEvent
 
 CHUNK = 1_000
+METER_TRIES = 10
+METER_PAUSE_SECONDS = 1.0
+"""The meter hears of a new tenant a moment late: how often, and after what pause, the first one is sent again."""
+
 _NOTED = (
     *("log_id", "partition", "offset", "replay_log_id", "replay_partition", "replay_offset"),
     *("changes", "replayed_by", "replayed_at"),
@@ -58,19 +63,51 @@ def replay(
         for place, verdict in verdicts.items()
         if verdict.event is not None
     ]
-    for start in range(0, len(ready), CHUNK):
-        chunk = ready[start : start + CHUNK]
-        if dry_run:
-            done.sent |= {place: Placed(-1, -1) for place, _key, _payload in chunk}
-            continue
+    if dry_run:
+        done.sent = {place: Placed(-1, -1) for place, _key, _payload in ready}
+        return done
+    # The first alone, to see that the meter knows of what was mended; then many at a time.
+    for chunk, tries in (
+        (ready[:1], METER_TRIES),
+        *((ready[at : at + CHUNK], 1) for at in range(1, len(ready), CHUNK)),
+    ):
+        if not chunk:
+            break
+        stored = _sent(client, sender, log_id, chunk, changes, actor, wait_seconds, tries, done)
+        progress(f"{len(done.sent):,} of {len(ready):,} sent")
+        done.waiting += 0 if stored else len(chunk)
+    return done
+
+
+def _sent(
+    client: Client,
+    sender: Sender,
+    log_id: str,
+    chunk: Sequence[tuple[Place, bytes, bytes]],
+    changes: Sequence[str],
+    actor: str,
+    wait_seconds: float,
+    tries: int,
+    done: Replayed,
+) -> bool:
+    """Send a chunk, note it, and wait; again when the meter rejects it, until the tries are spent. False: not stored in time."""
+    while True:
         placed = sender.send((key, payload) for _place, key, payload in chunk)
         sent = dict(zip((place for place, _key, _payload in chunk), placed, strict=True))
         _note(client, log_id, sent, changes, actor)
         done.sent |= sent
-        progress(f"{len(done.sent):,} of {len(ready):,} sent, waiting for the meter")
         if not await_stored(client, log_id, placed, wait_seconds):
-            done.waiting += len(placed)
-    return done
+            return False
+        tries -= 1
+        if not tries or not _any_rejected(client, log_id, placed):
+            return True
+        time.sleep(METER_PAUSE_SECONDS)
+
+
+def _any_rejected(client: Client, log_id: str, placed: Sequence[Placed]) -> bool:
+    places = {(log_id, to.partition, to.offset) for to in placed}
+    replays, _originals = replays_by_place(client)
+    return any(one.place in places and one.disposition == "rejected" for each in replays.values() for one in each)
 
 
 def _mended(

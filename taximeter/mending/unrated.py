@@ -3,10 +3,12 @@
 Only what has a price by now is sent; the price is the one that held at the event's own time, by whatever card is known today.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from clickhouse_connect.driver.client import Client
@@ -22,6 +24,10 @@ from taximeter_streams.meter.pricing import Pricing
 
 CHUNK = 5_000
 """Events sent before the meter is waited for."""
+
+METER_TRIES = 20
+METER_PAUSE_SECONDS = 0.5
+"""The meter hears of a price a moment after it was published: how often, and after what pause, the first one is sent again."""
 
 
 @dataclass(slots=True)
@@ -46,6 +52,14 @@ class LateOutcome:
     still_unrated: int = 0
     waiting: int = 0
     metered_pico: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def add(self, other: "LateOutcome") -> None:
+        """Add what another chunk came to."""
+        self.rated += other.rated
+        self.rated_before += other.rated_before
+        self.still_unrated += other.still_unrated
+        for currency, amount in other.metered_pico.items():
+            self.metered_pico[currency] += amount
 
 
 def unrated_events(client: Client, tenant: str | None, model: str | None) -> Iterator[LateRating]:
@@ -91,28 +105,42 @@ def rate_later(
     pricing, outcome, sent = Pricing(snapshot), LateOutcome(), 0
     priced = (event for event in unrated_events(client, tenant, model) if isinstance(pricing.rate(event), Rated))
     for chunk in _chunks(priced):
-        placed = sender.send((event.id.encode(), encode(event)) for event in chunk)
+        tries = METER_TRIES if sent == 0 else 1
+        placed, made = _sent(client, sender, log_id, chunk, wait_seconds, tries)
         sent += len(chunk)
         progress(sent)
-        if await_stored(client, log_id, placed, wait_seconds):
-            _count(client, log_id, placed, outcome)
-        else:
+        if made is None:
             outcome.waiting += len(placed)
+        else:
+            outcome.add(made)
     return outcome
 
 
+def _sent(
+    client: Client, sender: Sender, log_id: str, chunk: list[LateRating], wait_seconds: float, tries: int
+) -> tuple[list[Placed], LateOutcome | None]:
+    """Send a chunk and wait; again when the meter has not heard of the price yet. No outcome: it has not stored it in time."""
+    while True:
+        placed = sender.send((event.id.encode(), encode(event)) for event in chunk)
+        if not await_stored(client, log_id, placed, wait_seconds):
+            return placed, None
+        made = _count(client, log_id, placed)
+        tries -= 1
+        if not made.still_unrated or not tries:
+            return placed, made
+        time.sleep(METER_PAUSE_SECONDS)
+
+
 def _chunks(events: Iterator[LateRating]) -> Iterator[list[LateRating]]:
-    chunk: list[LateRating] = []
-    for event in events:
-        chunk.append(event)
-        if len(chunk) == CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
+    """The first one alone, to see that the meter knows the price, and then many at a time."""
+    if first := list(islice(events, 1)):
+        yield first
+    while chunk := list(islice(events, CHUNK)):
         yield chunk
 
 
-def _count(client: Client, log_id: str, placed: list[Placed], outcome: LateOutcome) -> None:
+def _count(client: Client, log_id: str, placed: list[Placed]) -> LateOutcome:
+    outcome = LateOutcome()
     for partition, (first, last) in spans(placed).items():
         parameters = {"log_id": log_id, "partition": partition, "first": first, "last": last}
         for rated, still, currency, events, metered in client.query(
@@ -125,6 +153,7 @@ def _count(client: Client, log_id: str, placed: list[Placed], outcome: LateOutco
                 outcome.still_unrated += events
             else:
                 outcome.rated_before += events
+    return outcome
 
 
 def late_rating(row: dict[str, Any]) -> LateRating:

@@ -37,7 +37,11 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Conservation:
-    """produced = rated + unrated + duplicate + rejected, for one tenant over all hours."""
+    """produced = rated + unrated + duplicate + rejected, for one tenant over all hours.
+
+    A late rating is no event that was produced: it moves one from unrated to rated. A replay is: the message stood in the log
+    twice, once rejected.
+    """
 
     tenant: str
     produced: int
@@ -45,6 +49,10 @@ class Conservation:
     unrated: int
     duplicate: int
     rejected: int
+    rated_later: int = 0
+    """Of the rated ones, those that had no price at first."""
+    replayed: int = 0
+    """Of the produced ones, rejected messages that were sent again."""
 
 
 @dataclass(slots=True)
@@ -89,6 +97,8 @@ class Report:
                     "unrated": row.unrated,
                     "duplicate": row.duplicate,
                     "rejected": row.rejected,
+                    "rated_later": row.rated_later,
+                    "replayed": row.replayed,
                 }
                 for row in self.tenants
             ],

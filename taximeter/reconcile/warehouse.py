@@ -114,5 +114,21 @@ def check_conservation(client: Client, scope: Scope) -> tuple[Check, list[Conser
         for place, value in enumerate((produced, rated, unrated, duplicate, rejected)):
             totals[tenant][place] += value
     compared = f"produced = stored + duplicate + rejected, {cells} tenant-hours"
-    tenants = [Conservation(tenant or "(unknown)", *counts) for tenant, counts in sorted(totals.items())]
+    mended = client.query(query("reconcile_mended"), parameters=scope.parameters).result_rows
+    by_tenant: dict[str, list[int]] = {tenant: list(map(int, counts)) for tenant, *counts in mended}
+    tenants = []
+    for tenant, (produced, rated, unrated, duplicate, rejected) in sorted(totals.items()):
+        later, in_vain, settled, replayed = by_tenant.get(tenant, [0, 0, 0, 0])
+        tenants.append(
+            Conservation(
+                tenant or "(unknown)",
+                produced - later - in_vain,
+                rated - later + settled,
+                unrated - settled,
+                duplicate - in_vain,
+                rejected,
+                settled,
+                replayed,
+            )
+        )
     return Check("conservation", compared, tuple(findings)), tenants
