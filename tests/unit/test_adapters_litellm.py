@@ -253,6 +253,27 @@ def test_what_is_not_metered_is_counted_and_told() -> None:
 
 
 @pytest.mark.usefixtures("litellm")
+def test_a_stream_that_broke_off_is_an_event_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    found = call("a server that failed")
+    found["kwargs"]["stream"] = True
+    logged = found["kwargs"]["standard_logging_object"]
+    logged["error_information"] = {"error_code": "", "error_class": "APIConnectionError"}
+    kept = Kept()
+    logger = TaximeterLogger(kept)
+    report(logger, found)  # it failed before the first token
+    logged["startTime"] += 1
+    logged["completionStartTime"] = logged["startTime"] + 2
+    logged["endTime"] = logged["startTime"] + 3
+    report(logger, found)
+    before, broken = kept.events
+    assert (before.data.outcome, broken.data.outcome) == (Outcome.ERROR, Outcome.ERROR)
+    assert "taximeter.usage" not in before.data.attributes
+    assert broken.data.attributes["taximeter.usage"] == "unknown"
+    assert logger.unmetered == 1
+    assert "the stream broke off" in caplog.text
+
+
+@pytest.mark.usefixtures("litellm")
 def test_by_default_the_log_tells_it(caplog: pytest.LogCaptureFixture) -> None:
     report(TaximeterLogger(Kept()), call(tenant=None))
     assert "a call of LiteLLM is not metered: the call has no tenant" in caplog.text

@@ -249,6 +249,14 @@ def test_turns_are_bounded() -> None:
     turns = Turns(traces_max=2)
     assert [turns.hop("a", "1"), turns.hop("a", "2"), turns.hop("b", "1"), turns.hop("c", "1")] == [0, 1, 0, 0]
     assert turns.hop("a", "2") == 0  # forgotten
+    few = Turns(spans_max=3)
+    assert [few.hop("a", "1"), few.hop("a", "2"), few.hop("b", "1"), few.hop("b", "2"), few.hop("a", "2")] == [
+        0,
+        1,
+        0,
+        1,
+        0,
+    ]
     for number in range(HOP_MAX + 5):
         assert turns.hop("c", f"s{number}") == min(number + 1, HOP_MAX)
         assert turns.counts("c", number, "x")

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from taximeter_producers.adapters.disjoint import disjoint_tokens
 from taximeter_producers.adapters.span import AttributeValue, Span
 from taximeter_producers.adapters.usage_fields import UsageFields, bounded
+from taximeter_producers.adapters.vocabulary import OWN_ENGINES
 from taximeter_producers.errors import SpanError, UsageSumError
-from taximeter_schemas.events import CacheRead, CacheWrite, Operation, Outcome, ServiceTier, Tokens
+from taximeter_schemas.events import CacheRead, CacheWrite, Operation, Outcome, Tokens
 
 OPERATION = "gen_ai.operation.name"
 PROVIDER = "gen_ai.provider.name"
@@ -58,15 +59,7 @@ _WRITTEN = (
 )
 _LONG_LIVED = ("anthropic.usage.cache_creation.ephemeral_1h_input_tokens",)
 _REASONING = ("gen_ai.usage.reasoning.output_tokens", "gen_ai.usage.reasoning_tokens")
-_TIERS = {
-    "flex": ServiceTier.BATCH,
-    "batch": ServiceTier.BATCH,
-    "priority": ServiceTier.PRIORITY,
-    "scale": ServiceTier.PROVISIONED,
-    "provisioned": ServiceTier.PROVISIONED,
-}
-_SERVICE_TIER = ("openai.response.service_tier", "gen_ai.openai.response.service_tier")
-_OWN_ENGINES = ("vllm", "sglang")
+SERVICE_TIER = ("openai.response.service_tier", "gen_ai.openai.response.service_tier")
 _CANCELLED = ("cancel", "abort", "generatorexit", "disconnect")
 _CUT = ("length", "max_tokens")
 _ENDED = ("gen_ai.response.finish_reasons", "anthropic.message.stop_reason")
@@ -111,7 +104,7 @@ def tokens_of(span: Span, outcome: Outcome) -> Tokens:
     read, written, long_lived = (fields.count(*names) or 0 for names in (_READ, _WRITTEN, _LONG_LIVED))
     if long_lived > written:
         raise UsageSumError(f"opentelemetry: {long_lived} tokens were written for an hour, of {written} written")
-    own = str(span.attributes.get(PROVIDER) or span.attributes.get("gen_ai.system")).lower() in _OWN_ENGINES
+    own = str(span.attributes.get(PROVIDER) or span.attributes.get("gen_ai.system")).lower() in OWN_ENGINES
     return disjoint_tokens(
         fields.required(*_INPUT),
         fields.count(*_OUTPUT) or 0,
@@ -134,11 +127,6 @@ def outcome_of(span: Span) -> Outcome:
         reasons = span.attributes.get(name)
         ended.extend(reasons if isinstance(reasons, tuple) else (reasons,))
     return Outcome.LENGTH if any(str(reason).lower() in _CUT for reason in ended) else Outcome.COMPLETED
-
-
-def service_tier_of(span: Span) -> ServiceTier:
-    """The service tier, standard where none is named."""
-    return _TIERS.get(str(span.attribute(_SERVICE_TIER)).lower(), ServiceTier.STANDARD)
 
 
 def same_request(span: Span) -> tuple[AttributeValue, ...] | None:

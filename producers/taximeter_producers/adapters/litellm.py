@@ -11,8 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from taximeter_producers.adapters.litellm_call import CallNames, event_of_call
-from taximeter_producers.errors import ProducerError
+from taximeter_producers.adapters.litellm_call import UNKNOWN_USAGE, CallNames, event_of_call
+from taximeter_producers.errors import CallError, ProducerError
 from taximeter_schemas import UsageEvent
 
 CALLS_REMEMBERED = 10_000
@@ -36,7 +36,8 @@ class TaximeterLogger:
     """A CustomLogger of LiteLLM that emits to a producer. Making one needs LiteLLM; importing it does not.
 
     A call that cannot become an event goes to `on_problem`, which logs it: an exception here would be swallowed by
-    LiteLLM. `unmetered` counts them. The producer stays the caller's to close.
+    LiteLLM. A stream that broke off is an event without tokens, and told as well. `unmetered` counts them. The producer
+    stays the caller's to close.
     """
 
     def __new__(cls, *args: object, **kwargs: object) -> "TaximeterLogger":
@@ -95,6 +96,8 @@ class TaximeterLogger:
                 self._emitted[event.id] = None
                 if len(self._emitted) > CALLS_REMEMBERED:
                     self._emitted.popitem(last=False)
+            if UNKNOWN_USAGE.items() <= event.data.attributes.items():
+                raise CallError("the stream broke off, and LiteLLM does not say what it had used")
         except ProducerError as error:
             self.unmetered += 1
             self._on_problem(error, kwargs)

@@ -12,13 +12,13 @@ from pydantic import ValidationError
 
 from taximeter_producers.adapters.openai import cache_writes, openai_tokens
 from taximeter_producers.adapters.usage_fields import SdkUsage, UsageFields, bounded
+from taximeter_producers.adapters.vocabulary import OWN_ENGINES, first_problem, service_tier
 from taximeter_producers.errors import CallError
 from taximeter_schemas.events import (
     CacheRead,
     CacheWrite,
     Operation,
     Outcome,
-    ServiceTier,
     Timing,
     Tokens,
     UsageData,
@@ -37,13 +37,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "generate_content": Operation.CHAT,
 }
 """By LiteLLM's call type, without the a of the asynchronous ones."""
-_OWN_ENGINES = ("hosted_vllm", "vllm", "sglang")
-_TIERS = {
-    "flex": ServiceTier.BATCH,
-    "batch": ServiceTier.BATCH,
-    "priority": ServiceTier.PRIORITY,
-    "scale": ServiceTier.PROVISIONED,
-}
+UNKNOWN_USAGE = {"taximeter.usage": "unknown"}
+"""Marks the event of a stream that broke off after it began: LiteLLM does not say what it had used."""
 _KEPT = {"custom_llm_provider": "litellm.provider", "model": "litellm.model"}
 _VALUE_CHARACTERS_MAX = 256
 
@@ -103,12 +98,12 @@ def event_of_call(kwargs: Fields, response: object, names: CallNames, *, failed:
                     ttft_ms=max(0.0, first - began) * 1_000 if is_stream and not failed else None,
                     total_ms=max(0.0, ended - began) * 1_000,
                 ),
-                service_tier=_TIERS.get(str(_fields(response).get("service_tier")).lower(), ServiceTier.STANDARD),
-                attributes=_kept(kwargs),
+                service_tier=service_tier(_fields(response).get("service_tier")),
+                attributes=_kept(kwargs) | (UNKNOWN_USAGE if usage is None and is_stream and first < ended else {}),
             ),
         )
     except (ValidationError, OverflowError, OSError) as error:
-        raise CallError(f"call {call_id} cannot be a usage event: {_first(error)}") from None
+        raise CallError(f"call {call_id} cannot be a usage event: {first_problem(error)}") from None
 
 
 @bounded
@@ -121,7 +116,7 @@ def tokens_from_litellm(usage: object, provider: str = "") -> Tokens:
     written = cache_writes(details)
     if written == CacheWrite():
         written = CacheWrite(five_minutes=fields.count("cache_creation_input_tokens") or 0)
-    own = provider in _OWN_ENGINES
+    own = provider in OWN_ENGINES
     return openai_tokens(fields, CacheRead(gpu=read) if own else CacheRead(provider=read), written)
 
 
@@ -217,10 +212,3 @@ def _fields(value: object) -> Fields:
     if isinstance(value, SdkUsage) and not isinstance(value, type):
         return value.model_dump()
     return value if isinstance(value, Mapping) else {}
-
-
-def _first(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-    return str(error)

@@ -12,17 +12,18 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from taximeter_producers.adapters.genai import (
+    SERVICE_TIER,
     detail,
     has_usage,
     is_genai,
     operation_of,
     outcome_of,
     same_request,
-    service_tier_of,
     tokens_of,
 )
 from taximeter_producers.adapters.span import Span
 from taximeter_producers.adapters.turns import HOP_MAX, Turns
+from taximeter_producers.adapters.vocabulary import first_problem, service_tier
 from taximeter_producers.errors import SpanError, UsageObjectError
 from taximeter_schemas.events import Operation, Outcome, Timing, UsageData, UsageEvent
 
@@ -138,12 +139,12 @@ def _event(span: Span, operation: Operation, names: TagNames, turns: Turns, pare
                 attempt=_number(span, "taximeter.attempt") or 0,
                 outcome=outcome,
                 timing=_timing(span),
-                service_tier=service_tier_of(span),
+                service_tier=service_tier(span.attribute(SERVICE_TIER)),
                 attributes=_kept(span, parent),
             ),
         )
     except (ValidationError, OverflowError) as error:
-        raise SpanError(f"it cannot be a usage event: {_first(error)}") from None
+        raise SpanError(f"it cannot be a usage event: {first_problem(error)}") from None
 
 
 def _tag(span: Span, what: str, names: tuple[str, ...]) -> str:
@@ -199,10 +200,3 @@ def _request_above(
 
 def _named(span: Span, error: Exception) -> str:
     return f"span {quote(span.span_id)[:16] or '(without id)'}: {error}"
-
-
-def _first(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-    return str(error)
