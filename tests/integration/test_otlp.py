@@ -141,6 +141,18 @@ def test_a_body_that_cannot_be_read(
     ingest.producer.close()
 
 
+def test_without_the_extra_protobuf_is_refused_and_json_is_taken(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "taximeter_producers.adapters.otlp_protobuf", raising=False)
+    monkeypatch.delattr("taximeter_producers.adapters.otlp_protobuf", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry.proto.collector.trace.v1.trace_service_pb2", None)
+    refused = export(ingest, (RECORDED / "otlp_turn.pb.gz").read_bytes(), PROTOBUF)
+    assert refused.status_code == 415
+    assert b"pip install 'taximeter[otel]'" in refused.content
+    assert export(ingest, (RECORDED / "otlp_turn.json").read_bytes()).json() == {}
+
+
 def test_a_token_is_asked_for(tmp_path: Path) -> None:
     ingest = Ingest(tmp_path, ingest_token="secret")
     refused = export(ingest, trace_request(chat("0000000000000001")))
