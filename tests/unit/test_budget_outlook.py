@@ -34,16 +34,17 @@ def day(number: int, hour: int = 0) -> datetime:
     ("spent", "recent", "now", "told"),
     [
         # 50 in 10 days, 10 of them in the last two: 5 a day, the rest lasts 10 days; the month would cost 150.
-        (50, {day(9, 12): 10}, day(11), Forecast(day(21), 150 * UNIT)),
+        (50, {day(9, 12): 5, day(10, 12): 5}, day(11), Forecast(day(21), 150 * UNIT)),
         # The same, but the last two days were twice as fast: the slower pace counts.
-        (50, {day(9, 12): 20}, day(11), Forecast(day(21), 150 * UNIT)),
+        (50, {day(9, 12): 10, day(10, 12): 10}, day(11), Forecast(day(21), 150 * UNIT)),
         (50, {}, day(11), None),  # a burst that is over
-        (50, {day(9, 12): 3}, day(11), None),  # slower of late: 30 more to come, which fit
-        (30, {day(9, 12): 10}, day(11), None),  # 3 a day: the month costs 90
-        (34, {day(9, 12): 10}, day(11), None),  # 102: over the limit, but within the margin
-        (36, {day(9, 12): 10}, day(11), Forecast(day(28) + timedelta(seconds=67_200), 108 * UNIT)),
-        (20, {day(2, 12): 20}, day(3), None),  # before a tenth of the month
-        (100, {day(9, 12): 10}, day(11), None),  # there already
+        (50, {day(9, 12): 1, day(10, 12): 2}, day(11), None),  # slower of late: 30 more to come, which fit
+        (30, {day(9, 12): 5, day(10, 12): 5}, day(11), None),  # 3 a day: the month costs 90
+        (34, {day(9, 12): 5, day(10, 12): 5}, day(11), None),  # 102: over the limit, but within the margin
+        (36, {day(9, 12): 5, day(10, 12): 5}, day(11), Forecast(day(28) + timedelta(seconds=67_200), 108 * UNIT)),
+        (20, {day(2, 6): 10, day(2, 12): 10}, day(3), None),  # before a tenth of the month
+        (100, {day(9, 12): 5, day(10, 12): 5}, day(11), None),  # there already
+        (50, {day(10, 18): 10}, day(11), None),  # a single span is no pace
         (0, {}, day(11), None),
     ],
 )
@@ -53,8 +54,27 @@ def test_when_the_limit_is_reached(
     assert forecast(BUDGET.limit_pico, posting(spent, recent), PeriodKind.MONTH, now) == told
 
 
+@pytest.mark.parametrize(
+    ("spent", "recent", "told"),
+    [
+        # 20 in the last 1 3/4 days, 30 are left.
+        (70, {day(9, 12): 10, day(10, 12): 10}, day(11) + timedelta(days=1.75) * 1.5),
+        (70, {day(9, 12): 2, day(10, 12): 2}, None),  # lasts for 13 days
+        (70, {day(10, 12): 10}, None),
+    ],
+)
+def test_a_wallet_is_forecast_by_its_latest_pace(
+    spent: int, recent: dict[datetime, int], told: datetime | None
+) -> None:
+    held = posting(spent, recent).model_copy(
+        update={"starts_at": datetime(1970, 1, 1, tzinfo=UTC), "ends_at": datetime(9000, 1, 1, tzinfo=UTC)}
+    )
+    found = forecast(BUDGET.limit_pico, held, PeriodKind.LIFETIME, day(11))
+    assert (found.reached_at if found else None) == told
+
+
 def test_an_hour_is_not_forecast() -> None:
-    assert forecast(BUDGET.limit_pico, posting(50, {day(9, 12): 10}), PeriodKind.HOUR, day(11)) is None
+    assert forecast(BUDGET.limit_pico, posting(50, {day(9, 12): 5, day(10, 12): 5}), PeriodKind.HOUR, day(11)) is None
 
 
 class Tenant:

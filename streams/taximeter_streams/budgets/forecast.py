@@ -14,16 +14,35 @@ from taximeter_schemas.periods import PeriodKind
 from taximeter_schemas.spend import SpendRecord
 from taximeter_streams.budgets.ledger import Rules
 from taximeter_streams.budgets.state import Posting, TenantLedger
-from taximeter_streams.budgets.thresholds import FULL_BPS, alert_of, mark
+from taximeter_streams.budgets.thresholds import FULL_BPS, alert_of, filling, mark
 
-SPAN = {PeriodKind.DAY: timedelta(minutes=15), PeriodKind.MONTH: timedelta(hours=6)}
+SPAN = {
+    PeriodKind.DAY: timedelta(minutes=15),
+    PeriodKind.MONTH: timedelta(hours=6),
+    PeriodKind.LIFETIME: timedelta(hours=6),
+}
 """The spans that recent spend is kept by. An hour is over before a forecast is of use."""
 RECENT_SPANS = 8
-"""The second window: two hours of a day, two days of a month."""
+"""The second window: two hours of a day, two days of a month, and a wallet's only one."""
 ELAPSED_LEAST_BPS = 1_000
 """Nothing is forecast before a tenth of the period has gone by."""
 MARGIN_BPS = 10_500
 """The period's forecast must pass the limit by 5%, so that a pace which just fits does not alarm."""
+
+
+WALLET_LASTS = timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """An amount in a time. Kept as the two, for a quotient would be rounded."""
+
+    amount_pico: int
+    microseconds: int
+
+    def slower(self, other: "Pace") -> "Pace":
+        """The slower of two."""
+        return self if self.amount_pico * other.microseconds <= other.amount_pico * self.microseconds else other
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,30 +53,28 @@ class Forecast:
     total_pico: int
 
 
-def forecast(
-    limit_pico: int, posting: Posting, kind: PeriodKind, now: datetime, margin_bps: int = MARGIN_BPS
-) -> Forecast | None:
-    """What is to be expected of a budget that has not reached its limit; None where the limit lasts or it is too early."""
-    span = SPAN.get(kind)
-    elapsed, whole = now - posting.starts_at, posting.ends_at - posting.starts_at
-    spent = posting.spent_pico
-    early = elapsed * FULL_BPS < whole * ELAPSED_LEAST_BPS
-    if span is None or early or now >= posting.ends_at or not 0 < spent < limit_pico:
+def forecast(limit_pico: int, posting: Posting, kind: PeriodKind, now: datetime) -> Forecast | None:
+    """What is to be expected of a budget that has not reached its limit; None where the limit lasts or it is too early.
+
+    A wallet has no period to be measured by: it is told of when it lasts less than a week at the latest pace.
+    """
+    span, spent = SPAN.get(kind), posting.spent_pico
+    if span is None or now >= posting.ends_at or not 0 < spent < limit_pico:
         return None
-    newest = _number(now, span)
-    window_from = max(posting.starts_at, _start(newest - RECENT_SPANS + 1, span))
-    recent = sum(amount for number, amount in posting.recent_pico.items() if newest - RECENT_SPANS < number <= newest)
-    # Rates as amount over microseconds; the lower one by cross-multiplication, for a quotient would be rounded.
-    amount, duration = spent, _microseconds(elapsed)
-    window = max(1, _microseconds(now - window_from))
-    if recent * duration < amount * window:
-        amount, duration = recent, window
-    if amount <= 0:
+    pace = _recent_pace(posting, span, now)
+    ends_at, margin_bps = now + WALLET_LASTS, FULL_BPS
+    if kind is not PeriodKind.LIFETIME:
+        ends_at, margin_bps = posting.ends_at, MARGIN_BPS
+        elapsed = now - posting.starts_at
+        if elapsed * FULL_BPS < (ends_at - posting.starts_at) * ELAPSED_LEAST_BPS:
+            return None
+        pace = pace.slower(Pace(spent, _microseconds(elapsed)))
+    if pace.amount_pico <= 0:
         return None
-    total_pico = spent + amount * _microseconds(posting.ends_at - now) // duration
+    total_pico = spent + pace.amount_pico * _microseconds(ends_at - now) // pace.microseconds
     if total_pico * FULL_BPS < limit_pico * margin_bps:
         return None
-    left = timedelta(microseconds=(limit_pico - spent) * duration // amount)
+    left = timedelta(microseconds=(limit_pico - spent) * pace.microseconds // pace.amount_pico)
     return Forecast((now + left).replace(microsecond=0), total_pico)
 
 
@@ -76,7 +93,7 @@ def watch_pace(
         if posting is None or budget.period not in SPAN or budget.currency != record.currency:
             continue
         posting = _with_recent(posting, budget, record, now)
-        told = mark(AlertKind.FORECAST, FULL_BPS)
+        told = mark(AlertKind.FORECAST, FULL_BPS) + filling(budget)
         late = told in posting.alerted or _is_warned(budget, posting)
         found = None if late else forecast(budget.limit_pico, posting, budget.period, now)
         if found is not None:
@@ -90,7 +107,7 @@ def watch_pace(
 def _is_warned(budget: Budget, posting: Posting) -> bool:
     """Whether the last soft threshold short of the limit was told."""
     soft = [threshold_bps for threshold_bps in budget.soft_thresholds_bps if threshold_bps < FULL_BPS]
-    return bool(soft) and mark(AlertKind.SOFT_THRESHOLD, max(soft)) in posting.alerted
+    return bool(soft) and mark(AlertKind.SOFT_THRESHOLD, max(soft)) + filling(budget) in posting.alerted
 
 
 def _with_recent(posting: Posting, budget: Budget, record: SpendRecord, now: datetime) -> Posting:
@@ -104,6 +121,14 @@ def _with_recent(posting: Posting, budget: Budget, record: SpendRecord, now: dat
     oldest = _number(now, span) - RECENT_SPANS
     kept = {number: amount for number, amount in sorted(recent.items()) if number > oldest}
     return posting.model_copy(update={"recent_pico": kept})
+
+
+def _recent_pace(posting: Posting, span: timedelta, now: datetime) -> Pace:
+    """The pace since the window's start, or the period's. A single span of spend is no pace yet."""
+    newest = _number(now, span)
+    since = max(posting.starts_at, _start(newest - RECENT_SPANS + 1, span))
+    recent = [amount for number, amount in posting.recent_pico.items() if newest - RECENT_SPANS < number <= newest]
+    return Pace(sum(recent) if len(recent) > 1 else 0, max(1, _microseconds(now - since)))
 
 
 def _number(moment: datetime, span: timedelta) -> int:

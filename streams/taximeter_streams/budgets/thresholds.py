@@ -33,21 +33,22 @@ def raise_alerts(budget: Budget, period: str, posting: Posting, now: datetime) -
 
     A wallet never resets: there a threshold is told once for each sum of its top-ups.
     """
-    filling = _filling(budget)
+    suffix = filling(budget)
     due = [
         (threshold_bps, kind)
         for threshold_bps, kind in watched(budget)
-        if _due(budget, posting, threshold_bps, kind) and mark(kind, threshold_bps) + filling not in posting.alerted
+        if _due(budget, posting, threshold_bps, kind) and mark(kind, threshold_bps) + suffix not in posting.alerted
     ]
     if not due:
         return posting, []
-    marks = (mark(kind, threshold_bps) + filling for threshold_bps, kind in due)
+    marks = (mark(kind, threshold_bps) + suffix for threshold_bps, kind in due)
     alerts = [alert_of(budget, period, posting, threshold, now) for threshold in due]
-    kept = (told for told in posting.alerted if told.endswith(filling))
+    kept = (told for told in posting.alerted if told.endswith(suffix))
     return posting.model_copy(update={"alerted": (*kept, *marks)}), alerts
 
 
-def _filling(budget: Budget) -> str:
+def filling(budget: Budget) -> str:
+    """What tells one filling of a wallet from the next, behind a mark or a period; empty for what resets."""
     return f"@{budget.limit_pico}" if budget.period is PeriodKind.LIFETIME else ""
 
 
@@ -67,7 +68,7 @@ def alert_of(
     """The alert of that threshold and kind."""
     threshold_bps, kind = threshold
     return BudgetAlert(
-        id=alert_id(budget.id, period + _filling(budget), threshold_bps, kind),
+        id=alert_id(budget.id, period + filling(budget), threshold_bps, kind),
         kind=kind,
         tenant=budget.tenant,
         budget_id=budget.id,
