@@ -88,8 +88,11 @@ def finalize(
         rows = finalize_period(
             book, period, settings.invoice_series, datetime.now(UTC), tenant, reviewed_only=reviewed_only
         )
+        parked = [row for row in list_parked(book, period) if tenant in (None, row.tenant)]
     for row in rows:
         console.print(f"{row.number}: {row.tenant}, {minor(row.total_minor, row.currency)}", highlight=False)
+    for held in parked:
+        console.print(f"[yellow]parked: {held.tenant}: {escape(held.reason)}[/]", highlight=False)
     if not rows:
         console.print("no drafts to finalize")
 

@@ -83,7 +83,8 @@ def client(settings: BillingSettings) -> Iterator[Client]:
     """A warehouse in which both tenants have used something."""
     with connect(settings.clickhouse_url) as connected:
         migrate(connected)
-        rows = [rated(offset, tenant=("acme", "globex")[offset % 2]) for offset in range(6)]
+        cost = {"list_pico": 40 * 500_000 + 5 * 1_500_000, "metered_pico": 40 * 500_000 + 5 * 1_500_000}
+        rows = [rated(offset, tenant=("acme", "globex")[offset % 2], **cost) for offset in range(6)]
         Warehouse(connected, "log").insert(build_columns(folded(rows), "log", 0))
         yield connected
 
@@ -97,7 +98,8 @@ def spoil(client: Client) -> None:
 
 def test_a_parked_tenant_is_neither_closed_nor_finalized_and_is_told_why(book: Engine, client: Client) -> None:
     reader = UsageReader(client)
-    assert close_period(book, reader, PERIOD, NOW).drafted == ["acme", "globex"]
+    closed = close_period(book, reader, PERIOD, NOW)
+    assert closed.drafted == ["acme", "globex"], closed
     changes = record_findings(book, {"acme": [GAP]}, NOW)
     reason = f"reconciliation found: {GAP}"
     assert changes.parked == {"acme": reason} and held(book, "acme") == reason
