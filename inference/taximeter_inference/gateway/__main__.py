@@ -1,18 +1,23 @@
 """`python -m taximeter_inference.gateway`: one gateway, until SIGTERM."""
 
+import asyncio
+import logging
 import signal
 import sys
 
-import uvicorn
-
 from taximeter_inference.gateway.app import Gateway
+from taximeter_inference.gateway.http_server import HttpServer
 from taximeter_inference.gateway.settings import GatewaySettings
 from taximeter_producers.logs import configure_logging
 from taximeter_producers.topics import ensure_topics
 
+if sys.platform == "win32":
+    from asyncio import new_event_loop
+else:
+    from uvloop import new_event_loop
+
 STOP_SECONDS_MAX = 12
-KEEP_ALIVE_SECONDS = 75
-WAITING_CONNECTIONS_MAX = 2_048
+_log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -20,25 +25,29 @@ def main() -> None:
     configure_logging("gateway")
     settings = GatewaySettings()
     ensure_topics(settings.kafka_bootstrap_servers, settings.kafka_partitions, settings.kafka_replication)
-    # uvicorn stops at SIGTERM and then sends it on; the end in order is exit status 0.
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        status = runner.run(_run(settings))
+    sys.exit(status)
+
+
+async def _run(settings: GatewaySettings) -> int:
+    asked_to_stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: sys.exit(0))
-    uvicorn.run(
-        Gateway(settings),
-        host=settings.host,
-        port=settings.gateway_port,
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        backlog=WAITING_CONNECTIONS_MAX,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=STOP_SECONDS_MAX,
-    )
+        loop.add_signal_handler(number, asked_to_stop.set)
+    gateway = Gateway(settings)
+    server = HttpServer(gateway.answer, settings.gateway_body_bytes_max)
+    try:
+        await gateway.start()
+        await server.start(settings.host, settings.gateway_port)
+    except Exception as error:  # noqa: BLE001 - whatever it was, the process ends and says so
+        _log.critical("the gateway cannot start: %s", error, exc_info=error)
+        return 1
+    await asked_to_stop.wait()
+    gateway.begin_to_stop()
+    await server.stop(STOP_SECONDS_MAX)
+    await gateway.stop()
+    return 0
 
 
 if __name__ == "__main__":

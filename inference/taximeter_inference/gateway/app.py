@@ -1,4 +1,4 @@
-"""The gateway as a plain ASGI application: routes, refusals, and the life of its parts."""
+"""The gateway: routes, refusals, and the life of its parts."""
 
 import asyncio
 import contextlib
@@ -17,12 +17,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from taximeter_inference.gateway import metrics
 from taximeter_inference.gateway.admit import Admission
-from taximeter_inference.gateway.asgi import ClientGoneError, Message, Receive, Scope, Send, read_request, send_body
 from taximeter_inference.gateway.authenticate import Caller, authenticate
 from taximeter_inference.gateway.bodies import ClientBody, read_body
 from taximeter_inference.gateway.budget_view import positions_by_budget
 from taximeter_inference.gateway.counting import PromptCounter
 from taximeter_inference.gateway.errors import (
+    BodyTooLargeError,
     GatewayError,
     MethodNotAllowedError,
     ServiceTierError,
@@ -35,6 +35,7 @@ from taximeter_inference.gateway.errors import (
 )
 from taximeter_inference.gateway.events import RequestFacts
 from taximeter_inference.gateway.exchange import PATHS, Exchange, Parts
+from taximeter_inference.gateway.http_server import ClientGoneError, Reply, Request
 from taximeter_inference.gateway.lease_log import LeaseLog
 from taximeter_inference.gateway.leases import LeaseDesk
 from taximeter_inference.gateway.output_bound import OutputBounds
@@ -76,27 +77,8 @@ class Gateway:
         self._stopping = False
         self._started = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI: the process's life, or one HTTP request."""
-        if scope["type"] == "http":
-            await self._answer(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._live(receive, send)
-
-    async def _live(self, receive: Receive, send: Send) -> None:
-        await receive()
-        try:
-            await self._start()
-        except Exception as error:  # noqa: BLE001 - whatever it was, the server must be told, and ends
-            _log.critical("the gateway cannot start: %s", error, exc_info=error)
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
-            return
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self._stop()
-        await send({"type": "lifespan.shutdown.complete"})
-
-    async def _start(self) -> None:
+    async def start(self) -> None:
+        """Build all parts and wait until they work. Raises what keeps one from working."""
         settings, loop = self._settings, asyncio.get_running_loop()
         await asyncio.to_thread(self._control.start, START_SECONDS_MAX)
         self._known, self._loop = self._control.snapshot().budgets, loop
@@ -146,7 +128,11 @@ class Gateway:
         metrics.RESERVED.set_function(lambda: self._desk.reservations)
         self._started = True
 
-    async def _stop(self) -> None:
+    def begin_to_stop(self) -> None:
+        """Take no more requests."""
+        self._stopping = True
+
+    async def stop(self) -> None:
         """The requests under way have ended: give leases back, make every event safe."""
         self._stopping = True
         await self._desk.stop()
@@ -190,54 +176,51 @@ class Gateway:
                 self._desk.retire(tenant)
                 self._tell(tenant)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began, path = time.perf_counter(), scope["path"]
-        operation = OPERATIONS.get(path)
-        name = operation.value if operation is not None else "other"
+    async def answer(self, request: Request, reply: Reply) -> None:
+        """Answer one HTTP request."""
+        began, operation = time.perf_counter(), OPERATIONS.get(request.path)
         code = ""
         metrics.UNDER_WAY.inc()
         try:
             if operation is None:
-                status = await self._page(scope, send)
-            elif scope["method"] != "POST":
-                raise MethodNotAllowedError(f"{path} takes POST")
+                status = await self._page(request, reply)
+            elif request.method != "POST":
+                raise MethodNotAllowedError(f"{request.path} takes POST")
             else:
-                status = await self._serve(operation, scope, receive, send)
+                status = await self._serve(operation, request, reply)
         except GatewayError as error:
             status = error.upstream_status if isinstance(error, UpstreamRefusedError) else error.status
             code = error.code
-            await send_body(send, status, error.body(), headers=_refusal_headers(error))
+            await reply.whole(status, error.body(), headers=_refusal_headers(error))
         except ClientGoneError:
             status = 499
         finally:
             metrics.UNDER_WAY.dec()
-        metrics.REQUESTS.labels(name, str(status), code).inc()
-        metrics.SECONDS.labels(name).observe(time.perf_counter() - began)
+        metrics.observe(operation, status, code, time.perf_counter() - began)
 
-    async def _serve(self, operation: Operation, scope: Scope, receive: Receive, send: Send) -> int:
+    async def _serve(self, operation: Operation, request: Request, reply: Reply) -> int:
         if self._stopping or not self._sink.has_room:
             raise StoppingError("this gateway cannot meter requests now" if not self._stopping else "")
-        headers = dict(scope["headers"])
-        caller = authenticate(headers.get(b"authorization"), self._control.snapshot())
-        tags = read_tags(scope["headers"])
+        caller = authenticate(_authorization(request.headers), self._control.snapshot())
+        tags = read_tags(request.headers)
         if tags.service_tier not in caller.tenant.service_tiers:
             raise ServiceTierError
-        body = read_body(await read_request(headers, receive, self._settings.gateway_body_bytes_max), operation)
-        client = asyncio.ensure_future(receive())
+        if request.is_too_large:
+            raise BodyTooLargeError(f"the body is longer than {self._settings.gateway_body_bytes_max} bytes")
+        body = read_body(request.body, operation)
         task = asyncio.current_task()
         assert task is not None
-        leave = _leaving(task)
-        client.add_done_callback(leave)
+        leave = partial(_cancel, task)
+        request.gone.add_done_callback(leave)
         try:
-            return await self._attempt(caller, tags, body, operation, client, send)
+            return await self._attempt(caller, tags, body, operation, request, reply)
         except asyncio.CancelledError:
-            if not client.done() or client.cancelled():
+            if not request.gone.done():
                 raise
             task.uncancel()
             raise ClientGoneError from None
         finally:
-            client.remove_done_callback(leave)
-            client.cancel()
+            request.gone.remove_done_callback(leave)
 
     async def _attempt(
         self,
@@ -245,8 +228,8 @@ class Gateway:
         tags: Tags,
         body: ClientBody,
         operation: Operation,
-        client: "asyncio.Future[Message]",
-        send: Send,
+        request: Request,
+        reply: Reply,
     ) -> int:
         """Dispatch, and dispatch again when the model server fails: each attempt is admitted, counted and settled by itself."""
         root = tags.root_request_id
@@ -268,14 +251,14 @@ class Gateway:
             root = root or facts.request_id
             is_last = number == self._settings.gateway_retries
             try:
-                return await Exchange(self._parts, facts, admitted, client, is_last).run(send)
+                return await Exchange(self._parts, facts, admitted, request, is_last).run(reply)
             except (UpstreamFailedError, UpstreamUnreachableError, UpstreamTimeoutError):
                 if is_last:
                     raise
         raise AssertionError("the last attempt returns or raises")
 
-    async def _page(self, scope: Scope, send: Send) -> int:
-        path, method = scope["path"], scope["method"]
+    async def _page(self, request: Request, reply: Reply) -> int:
+        path, method = request.path, request.method
         if path not in ("/healthz", "/readyz", "/metrics", "/v1/models"):
             raise UnknownRouteError(f"there is no route {path}")
         if method not in ("GET", "HEAD"):
@@ -286,9 +269,9 @@ class Gateway:
         elif path == "/metrics":
             body, content_type = generate_latest(), CONTENT_TYPE_LATEST.encode()
         elif path == "/v1/models":
-            authenticate(dict(scope["headers"]).get(b"authorization"), self._control.snapshot())
+            authenticate(_authorization(request.headers), self._control.snapshot())
             status, body = await self._upstream.get("/v1/models")
-        await send_body(send, status, body, content_type)
+        await reply.whole(status, body, content_type)
         return status
 
     def _ready(self) -> tuple[int, bytes]:
@@ -310,14 +293,15 @@ def _on_loop(loop: asyncio.AbstractEventLoop, handle: Callable[[T], None], messa
         loop.call_soon_threadsafe(handle, message)
 
 
-def _leaving(task: "asyncio.Task[None]") -> Callable[["asyncio.Future[Message]"], None]:
-    """A callback that cancels the task when the client has left."""
-    return partial(_cancel, task)
+def _cancel(task: "asyncio.Task[None]", _gone: "asyncio.Future[None]") -> None:
+    task.cancel()
 
 
-def _cancel(task: "asyncio.Task[None]", client: "asyncio.Future[Message]") -> None:
-    if not client.cancelled():
-        task.cancel()
+def _authorization(headers: list[tuple[bytes, bytes]]) -> bytes | None:
+    for name, value in headers:
+        if name == b"authorization":
+            return value
+    return None
 
 
 def _refusal_headers(error: GatewayError) -> list[tuple[bytes, bytes]]:

@@ -10,7 +10,6 @@ import msgspec
 
 from taximeter_inference.forwarding import Forwarded, sign
 from taximeter_inference.gateway.admit import Admitted
-from taximeter_inference.gateway.asgi import Message, Send, send_body, send_head, send_part
 from taximeter_inference.gateway.bodies import upstream_body
 from taximeter_inference.gateway.counting import PromptCounter
 from taximeter_inference.gateway.errors import (
@@ -21,6 +20,7 @@ from taximeter_inference.gateway.errors import (
     UpstreamUnreachableError,
 )
 from taximeter_inference.gateway.events import Ending, RequestFacts, build_event, pool_tag
+from taximeter_inference.gateway.http_server import ClientGoneError, Reply, Request
 from taximeter_inference.gateway.leases import LeaseDesk
 from taximeter_inference.gateway.output_bound import OutputBounds
 from taximeter_inference.gateway.pricing import cost_pico
@@ -80,15 +80,13 @@ class Parts:
 class Exchange:
     """A request that was admitted. `run` is called once, in a task that is cancelled when the client leaves."""
 
-    def __init__(
-        self, parts: Parts, facts: RequestFacts, admitted: Admitted, client: "asyncio.Future[Message]", is_last: bool
-    ) -> None:
+    def __init__(self, parts: Parts, facts: RequestFacts, admitted: Admitted, request: Request, is_last: bool) -> None:
         """`is_last` says that no other attempt follows, so a failure of the model server goes to the client."""
         self._parts = parts
         self._facts = facts
         self._body = admitted.body
         self._admitted = admitted
-        self._client = client
+        self._request = request
         self._is_last = is_last
         self._lease_over = False
         self._began = time.perf_counter()
@@ -98,20 +96,20 @@ class Exchange:
         if admitted.fell_back:
             self._headers += ((b"x-taximeter-fallback-model", admitted.body.model.encode()),)
 
-    async def run(self, send: Send) -> int:
+    async def run(self, reply: Reply) -> int:
         """Dispatch and answer; returns the HTTP status that was sent. Raises GatewayError when nothing was sent yet."""
         task = asyncio.current_task()
         assert task is not None
         for reservation in self._admitted.reservations:
             self._parts.desk.on_overdue(reservation, lambda: self._cut_short(task))
         try:
-            return await self._dispatch(send)
+            return await self._dispatch(reply)
         except UpstreamTimeoutError:
             # It may have worked on the prompt all the time.
             await self._end_without_usage(Outcome.ERROR)
             raise
         except asyncio.CancelledError:
-            if not self._settled and (self._client.done() or self._lease_over):
+            if not self._settled and (self._request.gone.done() or self._lease_over):
                 await self._client_left()
             if self._lease_over:
                 task.uncancel()
@@ -120,7 +118,7 @@ class Exchange:
         finally:
             self._settle(0)
 
-    async def _dispatch(self, send: Send) -> int:
+    async def _dispatch(self, reply: Reply) -> int:
         payload = upstream_body(
             self._body,
             self._parts.keys.salt(self._facts.pool, self._body.client_salt),
@@ -128,10 +126,10 @@ class Exchange:
         )
         async with self._parts.upstream.post(PATHS[self._facts.operation], payload, self._forwarded()) as response:
             if response.status != 200:
-                return await self._pass_refusal(response, send)
+                return await self._pass_refusal(response, reply)
             if response.content_type.startswith(b"text/event-stream"):
-                return await self._pass_stream(response, send)
-            return await self._pass_whole(response, send)
+                return await self._pass_stream(response, reply)
+            return await self._pass_whole(response, reply)
 
     def _cut_short(self, task: "asyncio.Task[object]") -> None:
         self._lease_over = True
@@ -158,17 +156,17 @@ class Exchange:
         )
         return {**headers, **dict(sign(tags, secret, int(time.time())))}
 
-    async def _pass_refusal(self, response: Response, send: Send) -> int:
+    async def _pass_refusal(self, response: Response, reply: Reply) -> int:
         """The model server's own error. A request that it refused used nothing; one that it failed at is an event."""
         answer = await response.read()
         if response.status >= 500:
             self._end_soon(Ending(Outcome.ERROR, UpstreamUsage(), self._elapsed_ms()))
             if not self._is_last:
                 raise UpstreamFailedError(f"the model server answered {response.status}")
-        await send_body(send, response.status, answer, response.content_type, self._headers)
+        await reply.whole(response.status, answer, response.content_type, self._headers)
         return response.status
 
-    async def _pass_whole(self, response: Response, send: Send) -> int:
+    async def _pass_whole(self, response: Response, reply: Reply) -> int:
         try:
             raw = await response.read()
         except UpstreamUnreachableError:
@@ -185,21 +183,21 @@ class Exchange:
         else:
             ending = Ending(outcome, answer.usage, self._elapsed_ms())
         await self._end_safely(ending)
-        await send_body(send, 200, strip_cache_report(raw), response.content_type, self._headers)
+        await reply.whole(200, strip_cache_report(raw), response.content_type, self._headers)
         return 200
 
-    async def _pass_stream(self, response: Response, send: Send) -> int:
+    async def _pass_stream(self, response: Response, reply: Reply) -> int:
         bound = self._output_tokens_max
         passing = StreamFilter(self._body.wants_usage, self._body.wants_usage_always, bound)
         failure: GatewayError | None = None
         try:
-            await send_head(send, 200, response.content_type, self._headers)
+            await self._send_head(reply, response.content_type)
             async for data in response.parts():
                 part = passing.feed(data)
                 if self._ttft_ms is None and passing.chunks:
                     self._ttft_ms = self._elapsed_ms()
                 if part:
-                    await send_part(send, part)
+                    await self._send_part(reply, part)
                 if passing.cut:
                     # The model server does not keep to its bound: it is stopped.
                     response.close()
@@ -207,10 +205,10 @@ class Exchange:
         except (GatewayError, ValueError) as error:
             failure = error if isinstance(error, GatewayError) else UpstreamUnreachableError(str(error))
         except asyncio.CancelledError:
-            if self._client.done() or self._lease_over:
+            if self._request.gone.done() or self._lease_over:
                 await self._client_left(passing, response)
-            if self._lease_over and not self._client.done():
-                await send_part(send, error_event(LeaseOverError().body()), is_last=True)
+            if self._lease_over and not self._request.gone.done():
+                await reply.part(error_event(LeaseOverError().body()), is_last=True)
                 _uncancel()
                 return 200
             raise
@@ -222,8 +220,27 @@ class Exchange:
         tail = error_event(failure.body()) if failure is not None and not passing.failed else b""
         if passing.cut:
             tail = passing.cut_ending()
-        await send_part(send, tail + (DONE if passing.done or passing.cut else b""), is_last=True)
+        await reply.part(tail + (DONE if passing.done or passing.cut else b""), is_last=True)
         return 200
+
+    async def _send_head(self, reply: Reply, content_type: bytes) -> None:
+        try:
+            await reply.head(200, content_type, self._headers)
+        except ClientGoneError:
+            await self._leave()
+            raise
+
+    async def _send_part(self, reply: Reply, part: bytes) -> None:
+        try:
+            await reply.part(part)
+        except ClientGoneError:
+            await self._leave()
+            raise
+
+    async def _leave(self) -> None:
+        """Wait for the word that the client has left, which cancels this task: leaving has one way only."""
+        await self._request.gone
+        await asyncio.sleep(0)
 
     async def _client_left(self, passing: StreamFilter | None = None, response: Response | None = None) -> None:
         """The client is gone: what it used until now counts. Leaving the exchange makes the model server stop."""

@@ -6,8 +6,9 @@ While an event waits there, no new request is taken: what cannot be metered is n
 import asyncio
 import logging
 from collections import deque
+from concurrent.futures import Future
 
-from taximeter_producers import Safe, SpoolError, SpoolFullError, UndeliverableError, UsageProducer
+from taximeter_producers import Safe, SpoolFullError, UsageProducer
 from taximeter_schemas.wire import UsageEvent
 
 RETRY_SECONDS = 0.5
@@ -22,6 +23,8 @@ class EventSink:
         self._safe_wait_seconds = safe_wait_seconds
         self._held: deque[UsageEvent] = deque()
         self._retrying: asyncio.Task[None] | None = None
+        self._safe_now: deque[asyncio.Future[None]] = deque()
+        self._waking = False
 
     @property
     def has_room(self) -> bool:
@@ -33,36 +36,62 @@ class EventSink:
         state = self._producer.state()
         return {"unsafe_events": state.unsafe + len(self._held), "spool_bytes": state.spool_bytes}
 
-    def take(self, event: UsageEvent) -> "asyncio.Future[Safe] | None":
+    async def take_safely(self, event: UsageEvent) -> None:
+        """Take an event and wait, but not for ever, until it is on the broker or on disk."""
+        safe = self._take(event)
+        if safe is None:
+            return
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        too_late = loop.call_later(self._safe_wait_seconds, self._too_late, done, event.id)
+        safe.add_done_callback(lambda ended: self._on_safe(loop, done, ended))
+        try:
+            await done
+        finally:
+            too_late.cancel()
+
+    def take_soon(self, event: UsageEvent) -> None:
+        """Take an event that nobody waits for."""
+        safe = self._take(event)
+        if safe is not None:
+            safe.add_done_callback(_report)
+
+    def _take(self, event: UsageEvent) -> "Future[Safe] | None":
         """Take an event; the future is done when it is safe. None when it must wait for room."""
         if self._held:
             self._hold(event)
             return None
         try:
-            return asyncio.wrap_future(self._producer.submit(event))
+            return self._producer.submit(event)
         except SpoolFullError as error:
             _log.error("no room for usage events, new requests are refused: %s", error)
             self._hold(event)
             return None
 
-    async def take_safely(self, event: UsageEvent) -> None:
-        """Take an event and wait, but not for ever, until it is on the broker or on disk."""
-        safe = self.take(event)
-        if safe is None:
-            return
-        done, _ = await asyncio.wait((safe,), timeout=self._safe_wait_seconds)
-        if not done:
-            # It stays with the producer, which goes on trying.
-            safe.add_done_callback(_report)
-            _log.warning("a usage event was not safe when its answer ended", extra={"event_id": event.id})
-            return
+    def _on_safe(self, loop: asyncio.AbstractEventLoop, done: "asyncio.Future[None]", safe: "Future[Safe]") -> None:
+        """In the producer's thread. Events become safe by the batch, so the loop is woken once for many."""
         _report(safe)
+        self._safe_now.append(done)
+        if not self._waking:
+            self._waking = True
+            try:
+                loop.call_soon_threadsafe(self._wake)
+            except RuntimeError:
+                _log.debug("the loop has ended before its last events were safe")
 
-    def take_soon(self, event: UsageEvent) -> None:
-        """Take an event that nobody waits for."""
-        safe = self.take(event)
-        if safe is not None:
-            safe.add_done_callback(_report)
+    def _wake(self) -> None:
+        self._waking = False
+        while self._safe_now:
+            done = self._safe_now.popleft()
+            if not done.done():
+                done.set_result(None)
+
+    @staticmethod
+    def _too_late(done: "asyncio.Future[None]", event_id: str) -> None:
+        if not done.done():
+            # It stays with the producer, which goes on trying.
+            _log.warning("a usage event was not safe when its answer ended", extra={"event_id": event_id})
+            done.set_result(None)
 
     async def close(self) -> None:
         """Deliver or spool everything."""
@@ -88,11 +117,7 @@ class EventSink:
                 continue
 
 
-def _report(safe: "asyncio.Future[Safe]") -> None:
-    if safe.cancelled():
-        return
+def _report(safe: "Future[Safe]") -> None:
     error = safe.exception()
-    if isinstance(error, SpoolError | UndeliverableError):
+    if error is not None:
         _log.error("a usage event is not safe: %s", error)
-    elif error is not None:
-        raise error
