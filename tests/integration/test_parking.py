@@ -83,8 +83,9 @@ def client(settings: BillingSettings) -> Iterator[Client]:
     """A warehouse in which both tenants have used something."""
     with connect(settings.clickhouse_url) as connected:
         migrate(connected)
-        cost = {"list_pico": 40 * 500_000 + 5 * 1_500_000, "metered_pico": 40 * 500_000 + 5 * 1_500_000}
-        rows = [rated(offset, tenant=("acme", "globex")[offset % 2], **cost) for offset in range(6)]
+        cost = 40 * 500_000 + 5 * 1_500_000
+        names = ("acme", "globex")
+        rows = [rated(at, tenant=names[at % 2], list_pico=cost, metered_pico=cost) for at in range(6)]
         Warehouse(connected, "log").insert(build_columns(folded(rows), "log", 0))
         yield connected
 
