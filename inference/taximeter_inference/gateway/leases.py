@@ -179,7 +179,7 @@ class LeaseDesk:
                 now = time.monotonic()
                 self._ask(scope, now)
                 if now >= deadline:
-                    self._give_up(scope, waiter.amount_pico, standings(), began)
+                    self._give_up(scope, waiter.amount_pico, standings(), began, wait_seconds < self._wait_seconds)
                     return None
                 await _turn(waiter, min(deadline - now, TICK_SECONDS))
                 waiter.amount_pico = self._that_may_fit(worst, standings())
@@ -207,9 +207,11 @@ class LeaseDesk:
             raise refusal(short, amount_pico)
         return amount_pico
 
-    def _give_up(self, scope: Scope, amount_pico: int, standings: Sequence[Standing], began: float) -> None:
-        """The wait is over: refuse, or return to let the request through."""
-        if self._heard_at.get(scope.tenant, 0.0) >= began:
+    def _give_up(
+        self, scope: Scope, amount_pico: int, standings: Sequence[Standing], began: float, was_short: bool
+    ) -> None:
+        """The wait is over: refuse, or return to let the request through. A short wait says nothing about the keeper."""
+        if was_short or self._heard_at.get(scope.tenant, 0.0) >= began:
             raise refusal(min(standings, key=lambda held: held.left_pico), amount_pico)
         self._silent.add(scope.tenant)
         if any(held.budget.when_unreachable is WhenUnreachable.DENY for held in standings):
