@@ -151,6 +151,16 @@ def test_tags_are_taken_by_names_that_can_be_set() -> None:
     assert (made.data.hop, made.source, made.data.attributes["litellm.provider"]) == (2, "proxy-1", "openai")
 
 
+def test_a_client_of_a_proxy_cannot_claim_another_tenants_key() -> None:
+    found = call(team=None)
+    known = found["kwargs"]["standard_logging_object"]["metadata"]
+    known["user_api_key_team_id"] = None  # a key without a team
+    known["requester_metadata"] = {"user_api_key_team_id": "globex", "app": "search"}
+    with pytest.raises(CallError, match="the call has no tenant: put user_api_key_team_id"):
+        event_of(found, CallNames(tenant=("user_api_key_team_id",)))
+    assert event(found, CallNames(feature=("app",))).data.feature == "search"
+
+
 def without(found: dict[str, Any], *path: str) -> dict[str, Any]:
     inner = found
     for name in path[:-1]:

@@ -40,6 +40,7 @@ OPERATIONS: Mapping[str, Operation] = {
 UNKNOWN_USAGE = {"taximeter.usage": "unknown"}
 """Marks the event of a stream that broke off after it began: LiteLLM does not say what it had used."""
 _KEPT = {"custom_llm_provider": "litellm.provider", "model": "litellm.model"}
+_OF_THE_KEY = "user_api_key_"
 _VALUE_CHARACTERS_MAX = 256
 
 
@@ -147,11 +148,15 @@ def _outcome(logged: Fields, response: object, *, failed: bool) -> Outcome:
 
 
 def _metadata(kwargs: Fields, logged: Fields) -> Fields:
-    """All that is known about who called; what the caller's own code said comes first."""
+    """All that is known about who called; what the code that called LiteLLM said comes before what its own client said.
+
+    What LiteLLM's proxy knows of a key is never taken from a client, who could claim another tenant's.
+    """
     params = _fields(kwargs.get("litellm_params"))
     known = _fields(logged.get("metadata"))
-    merged: dict[str, object] = {}
-    for source in (known.get("requester_metadata"), known, params.get("litellm_metadata"), params.get("metadata")):
+    claimed = _fields(known.get("requester_metadata"))
+    merged = {name: value for name, value in claimed.items() if not name.startswith(_OF_THE_KEY)}
+    for source in (known, params.get("litellm_metadata"), params.get("metadata")):
         merged.update({name: value for name, value in _fields(source).items() if value not in (None, "")})
     return merged
 
