@@ -8,7 +8,6 @@ is known: exact (block hashes), inferred (counts in a known pool), unattributed 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from taximeter_billing.domain.epochs import Cell, Epoch
 from taximeter_schemas.cache_uses import CacheUse, SkuRates
 
 PoolCell = tuple[str, str, str]
@@ -70,8 +69,3 @@ def tally_uses(uses: Iterable[CacheUse], rates: Mapping[str, SkuRates]) -> dict[
         else:
             tally.unattributed_pico += (rate.p - rate.r) * use.cached_tokens
     return tallies
-
-
-def lots_of(epoch: Epoch, rates: Mapping[str, SkuRates]) -> dict[Cell, int]:
-    """The epoch's lots: gross saving in pico-units by the tenant and SKU that hit."""
-    return {cell: (rates[cell[1]].p - rates[cell[1]].r) * epoch.tokens * hits for cell, hits in epoch.hits.items()}

@@ -133,9 +133,7 @@ def _pay_filler(one: FillClass, rates: Mapping[str, SkuRates], rule: WaterfallRu
     credits.add(one.cell, (part - cut) * one.tokens, whole * BPS_WHOLE)
 
 
-def _cut(
-    one: LotClass | FillClass, rate: SkuRates, premium: int, left: int, whole: int, rule: WaterfallRule
-) -> int:
+def _cut(one: LotClass | FillClass, rate: SkuRates, premium: int, left: int, whole: int, rule: WaterfallRule) -> int:
     """What the cap takes off the filler's part of each token, in units of 1 / (whole * BPS_WHOLE): the cap counts the premium."""
     if rule.warmer_cap_bps is None or not rule.warmer_bps or not one.shared_unit:
         return 0
