@@ -55,6 +55,8 @@ FROM
     FROM numbers({first:UInt64}, {count:UInt64})
 )"""
 
+_COUNTED = "SELECT count(), (SELECT uniqExact(arrayJoin(blocks)) FROM usage_events) FROM usage_events"
+
 
 def fill(client: Client, events: int, blocks: int) -> None:
     """Make the events, a million at a time."""
@@ -79,9 +81,7 @@ def main() -> None:
             client = connect(face.url("savings"))
             migrate(client)
             fill(client, options.events, options.blocks)
-            counted = client.query(
-                "SELECT count(), (SELECT uniqExact(arrayJoin(blocks)) FROM usage_events) FROM usage_events"
-            ).result_rows[0]
+            counted = client.query(_COUNTED).result_rows[0]
             face.stop()
             face.start()  # its peak of memory begins anew
             client = connect(face.url("savings"))
@@ -107,13 +107,13 @@ def main() -> None:
             face.stop()
 
 
-def cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int | None) -> float:
     """What a process has used of all cores."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def peak_mb(pid: int) -> int:
+def peak_mb(pid: int | None) -> int:
     """The most memory that a process has held, in MB."""
     status = Path(f"/proc/{pid}/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))

@@ -17,8 +17,8 @@ from taximeter_schemas.cache_uses import SkuRates
 
 @dataclass(frozen=True, slots=True)
 class UseClass:
-    """Uses that share fillings alike: `token_uses` is the sum of tokens x uses of `cell`; each use bears 1 / `of` of filling at the
-    price of `filler`, a SKU."""
+    """Uses that share fillings alike: `token_uses` is the sum of tokens x uses of `cell`; each use bears 1 / `of` of filling
+    at the price of `filler`, a SKU."""
 
     cell: Cell
     token_uses: int
