@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -116,7 +115,8 @@ def test_who_leaves_before_the_first_token_pays_nothing(generator: VllmWorker) -
     busy = {"model": "tiny", "prompt": LONG, "n": 64, "max_tokens": 1900, "ignore_eos": True, "stream": True}
     waiting = HTTPConnection("127.0.0.1", generator.port, timeout=SECONDS_MAX)
     with generator.stream("/v1/completions", busy) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()
+        next(lines)
         body = json.dumps({"model": "tiny", "prompt": "first come first served", "max_tokens": 5})
         headers = {**generator.headers("globex"), "content-type": "application/json"}
         waiting.request("POST", "/v1/completions", body, headers)
@@ -179,30 +179,3 @@ def test_shares_of_the_gpu_add_up_to_its_busy_time(generator: VllmWorker) -> Non
     assert all(share > 0 for share in shares)
     assert sum(shares) <= passed
     assert sum(shares) > max(float(event.data.attributes["engine.decode_ms"]) for event in events) / 1_000
-
-
-def test_sigterm_loses_nothing(generator: VllmWorker) -> None:
-    """Requests that run when the worker is told to stop have events too, and its numbers have no hole."""
-    body = {"model": "tiny", "messages": CHAT, "max_tokens": 1900, "ignore_eos": True, "stream": True}
-    known = len(generator.events())
-    started, done = threading.Barrier(4), threading.Event()
-
-    def ask() -> None:
-        with contextlib.suppress(httpx.TransportError), generator.stream("/v1/chat/completions", body) as stream:
-            lines = stream.iter_lines()
-            next(lines)
-            started.wait(SECONDS_MAX)
-            for _ in lines:
-                done.wait(0.01)
-
-    threads = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    started.wait(SECONDS_MAX)
-    generator.stop(signal.SIGTERM)
-    for thread in threads:
-        thread.join()
-    events = generator.await_events(known + 3)
-    assert all(event.data.outcome in (Outcome.ABORTED, Outcome.ERROR) for event in events[known:])
-    assert all(event.data.tokens.output > 0 for event in events[known:])
-    assert [event.data.worker.sequence for event in events if event.data.worker] == list(range(len(events)))

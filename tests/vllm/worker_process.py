@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -51,7 +52,8 @@ class VllmWorker:
         self.port = free_port()
         self.worker_id = f"worker-{uuid4().hex[:8]}"
         self.state_dir = self.folder / "state"
-        self.kv_events = f"ipc://{self.folder}/kv"
+        # Short: the path of a socket has 107 bytes.
+        self.kv_events = f"ipc://{tempfile.mkdtemp(prefix='kv')}/kv"
         environment = {
             "PATH": f"{PYTHON.parent}:{os.environ['PATH']}",
             "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -67,7 +69,21 @@ class VllmWorker:
             "TAXIMETER_SALT_SECRET": "a salt secret for the tests",
             **self.settings,
         }
-        served = ("--model", str(MODELS / self.model), "--served-model-name", "tiny", "--port", str(self.port))
+        served: tuple[str, ...] = (
+            "--model",
+            str(MODELS / self.model),
+            "--served-model-name",
+            "tiny",
+            "--port",
+            str(self.port),
+        )
+        events = {
+            "enable_kv_cache_events": True,
+            "publisher": "zmq",
+            "endpoint": self.kv_events,
+            "replay_endpoint": f"{self.kv_events}-replay",
+        }
+        served += ("--block-size", str(BLOCK_SIZE), "--kv-events-config", json.dumps(events))
         self._child = ChildProcess(
             "vllm", (str(PYTHON), *_SERVER, *served, *self.arguments), environment, self.folder / "vllm.log"
         )
@@ -137,15 +153,23 @@ class VllmWorker:
 
     def total(self, name: str) -> int:
         """The sum of a metric of vLLM over its labels."""
+        return self.own_total(f"vllm:{name}")
+
+    def own_total(self, name: str) -> int:
+        """The sum of a metric over its labels, by its full name."""
         text = httpx.get(f"{self.url}/metrics", timeout=SECONDS_MAX).text
-        found = re.findall(rf"^vllm:{name}(?:{{[^}}]*}})? ([0-9.e+]+)$", text, re.MULTILINE)
+        found = re.findall(rf"^{name}(?:{{[^}}]*}})? ([0-9.e+]+)$", text, re.MULTILINE)
         return int(sum(map(float, found)))
+
+    def reset_prefix_cache(self) -> None:
+        """Empty its cache (needs VLLM_SERVER_DEV_MODE)."""
+        assert httpx.post(f"{self.url}/reset_prefix_cache", timeout=SECONDS_MAX).status_code == 200
 
     def await_gauge(self, name: str, value: int) -> None:
         """Wait until a metric of vLLM has that value."""
         deadline = time.monotonic() + SECONDS_MAX
         while (found := self.total(name)) != value:
-            assert time.monotonic() < deadline, f"{name} is {found}, not {value}"
+            assert time.monotonic() < deadline, f"{name} is {found}, not {value}: {self._child.log_tail(20)}"
             time.sleep(0.05)
 
     def counters(self) -> "Counters":

@@ -1,6 +1,7 @@
 """What is known about the cache blocks of a request: names (HMACs per pool), and how many of them were hit. Pure."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from taximeter_schemas.events import Attribution
 
@@ -13,6 +14,8 @@ class BlockReport:
     blocks: tuple[str, ...] = ()
     hit_blocks: int = 0
     attribution: Attribution = Attribution.NONE
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """What else is known, for the event's attributes."""
 
 
 NOTHING_KNOWN = BlockReport()

@@ -21,8 +21,8 @@ Names = tuple[str, ...]
 class Guard:
     """Looks at every sequence on its way into the engine.
 
-    `keys` None leaves salts alone (for measurements). `label_blocks` makes vLLM's KV events name the sequence. `refuse` turns
-    one of our errors into one that the server answers with a client's error.
+    `keys` None leaves salts alone (for measurements). `expect` is told each sequence (its id, tenant and pool), and
+    makes vLLM's KV events name it. `refuse` turns one of our errors into one that the server answers with a client's error.
     """
 
     def __init__(
@@ -32,14 +32,14 @@ class Guard:
         meter_untagged: bool,
         adapters: Mapping[str, Names],
         privileges: Mapping[str, Names],
-        label_blocks: bool = False,
+        expect: Callable[[str, str, str], None] | None = None,
         refuse: Callable[[str], Exception] = UntaggedError,
     ) -> None:
         self._keys = keys
         self._meter_untagged = meter_untagged
         self._adapters = adapters
         self._privileges = privileges
-        self._label_blocks = label_blocks
+        self._expect = expect
         self._refuse = refuse
 
     def prepare(self, request: EngineRequest, exchange: Exchange) -> None:
@@ -54,8 +54,9 @@ class Guard:
         if self._keys is not None:
             request.cache_salt = self._keys.salt(tags.pool, request.cache_salt)
         self._drop_privileges(request, self._privileges.get(tags.tenant, ()))
-        if self._label_blocks:
+        if self._expect is not None:
             request.session_id = request.request_id
+            self._expect(request.request_id, tags.tenant, tags.pool)
 
     def _without_tags(self, exchange: Exchange) -> Forwarded:
         if not self._meter_untagged:
@@ -79,7 +80,7 @@ class Guard:
         if extra:
             dropped = {name for name in TRANSFER_FIELDS if name not in granted} | {REPORT_FIELD}
             extra = {name: value for name, value in extra.items() if name not in dropped}
-        if params is not None and self._label_blocks:
+        if params is not None and self._expect is not None:
             extra = {**(extra or {}), REPORT_FIELD: REPORT_FULL}
         if params is not None and extra is not params.extra_args:
             params.extra_args = extra

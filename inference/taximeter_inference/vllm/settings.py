@@ -50,8 +50,6 @@ class WorkerSettings(LogSettings):
         None, description="Secret that cache salts and block hashes are derived from", min_length=16
     )
     salt_key_id: str = Field("1", description="Names the salt secret; a new one empties every tenant's cache")
-    worker_kv_events: str = Field("", description="Address of vLLM's KV events (ZMQ); empty: no block attribution")
-    worker_kv_replay: str = Field("", description="Address of vLLM's KV event replay (ZMQ)")
     worker_audit: bool = Field(True, description="Watch for cache hits on blocks that were warmed outside the pool")
     state_dir: Path = Field(Path("data/state"), description="Folder for state beside the service")
 

@@ -19,6 +19,7 @@ from taximeter_inference.vllm.busy_time import BusyTime
 from taximeter_inference.vllm.engine_types import SequenceState
 from taximeter_inference.vllm.exchange import Part
 from taximeter_inference.vllm.journal import Journal
+from taximeter_inference.vllm.metrics import BUSY_SECONDS, EVENTS
 from taximeter_inference.vllm.usage import Origin, build_event, count
 from taximeter_producers import Safe, SpoolFullError, UsageEvent, UsageProducer
 
@@ -67,14 +68,9 @@ class EventSink:
         """Whether events can be taken."""
         return not self._held
 
-    @property
-    def busy_seconds(self) -> float:
-        """The worker's busy time that events have been settled for, in seconds of one GPU."""
-        return self._busy.busy_seconds
-
-    def start(self, open_sequences: Callable[[], list[SequenceState]]) -> None:
-        """Start the thread. `open_sequences` tells what is in the engine now."""
-        self._open_sequences = open_sequences
+    def start(self, running: Callable[[], list[SequenceState]]) -> None:
+        """Start the thread. `running` tells what is in the engine now."""
+        self._running = running
         self._thread.start()
 
     def take(self, part: Part) -> None:
@@ -109,24 +105,35 @@ class EventSink:
                 if blocks is None:
                     self._waiting.append((part, gpu_seconds))
                 else:
-                    self._send(build_event(part, self._origin, gpu_seconds, blocks, datetime.now(UTC)), part.number)
+                    now, monotonic_now = datetime.now(UTC), time.monotonic()
+                    event = build_event(part, self._origin, gpu_seconds, blocks, now, monotonic_now)
+                    self._send(event, part.number)
             except Exception:  # noqa: BLE001 - the requests beside it are still metered
                 _log.critical("request %d could not be metered", part.number, exc_info=True)
 
     def _take_in(self) -> None:
-        """Settle the busy time of new parts, in the order in which they ended."""
+        """Settle the busy time of new parts, in the order in which their sequences ended."""
         if not self._parts:
             return
-        running = [stats for state in self._open_sequences() if (stats := state.stats) is not None]
-        starts = [stats.scheduled_ts for stats in running if stats.scheduled_ts > 0.0]
+        parts: list[Part] = []
         while self._parts:
-            part = self._parts.popleft()
-            seconds = 0.0
-            for closed in part.sequences:
-                stats = closed.state.stats
-                if stats is not None and 0.0 < stats.scheduled_ts < stats.last_token_ts:
-                    seconds += self._busy.settle(stats.scheduled_ts, stats.last_token_ts, starts)
-            self._waiting.append((part, seconds * self._gpus))
+            parts.append(self._parts.popleft())
+        running = [stats for state in self._running() if (stats := state.stats) is not None]
+        ended = [
+            (stats.last_token_ts, place, stats.scheduled_ts)
+            for place, part in enumerate(parts)
+            for closed in part.sequences
+            if (stats := closed.state.stats) is not None and 0.0 < stats.scheduled_ts < stats.last_token_ts
+        ]
+        ended.sort()
+        starts = [stats.scheduled_ts for stats in running if stats.scheduled_ts > 0.0]
+        starts += [start for _, _, start in ended]
+        seconds = [0.0] * len(parts)
+        for end, place, start in ended:
+            starts.remove(start)
+            seconds[place] += self._busy.settle(start, end, starts)
+        self._waiting += [(part, share * self._gpus) for part, share in zip(parts, seconds, strict=True)]
+        BUSY_SECONDS.set(self._busy.busy_seconds)
         oldest = min((stats.arrival_time for stats in running), default=time.time())
         # Arrival is told by the clock on the wall, the engine's times by the monotonic one of the same machine.
         self._busy.forget(time.monotonic() - max(0.0, time.time() - oldest) - 1.0)
@@ -141,6 +148,7 @@ class EventSink:
             _log.error("no room for usage events, new requests are refused: %s", error)
             self._held.append((event, number))
         else:
+            EVENTS.labels(event.data.operation.value, event.data.outcome.value).inc()
             safe.add_done_callback(partial(self._on_safe, number, event.id))
 
     def _retry(self) -> None:

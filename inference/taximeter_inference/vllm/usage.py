@@ -6,9 +6,9 @@ engine once an answer but is billed once, as its first answer was computed; the 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from taximeter_inference.vllm.blocks import BlockReport
 from taximeter_inference.vllm.engine_types import SequenceState
@@ -62,8 +62,10 @@ def count(closed: ClosedSequence) -> SequenceCount:
     return SequenceCount(state.prompt_len, min(state.num_cached_tokens, state.prompt_len), output)
 
 
-def build_event(part: Part, origin: Origin, gpu_seconds: float, blocks: BlockReport, now: datetime) -> UsageEvent:
-    """The event of a part of a request."""
+def build_event(
+    part: Part, origin: Origin, gpu_seconds: float, blocks: BlockReport, now: datetime, monotonic_now: float
+) -> UsageEvent:
+    """The event of a part of a request. Its time is when the engine began on it, so that cache uses lie in causal order."""
     tags = part.tags or untagged(part.path)
     named = is_named(tags)
     identity = tags.request_id if named else f"{origin.boot}:{part.number}"
@@ -75,7 +77,7 @@ def build_event(part: Part, origin: Origin, gpu_seconds: float, blocks: BlockRep
     return UsageEvent(
         id=identity,
         source=gateway_source(tags.request_id) if named else f"taximeter-vllm/{origin.worker}",
-        time=now,
+        time=_began(part, now, monotonic_now),
         subject=tags.tenant,
         data=UsageData(
             tenant=tags.tenant,
@@ -100,7 +102,7 @@ def build_event(part: Part, origin: Origin, gpu_seconds: float, blocks: BlockRep
             worker=Worker(id=origin.boot, sequence=part.number, gpu_seconds=round(gpu_seconds, 9)),
             service_tier=tags.service_tier,
             lease_id=tags.lease_id,
-            attributes=_attributes(part, counts, billed, tags.attributes),
+            attributes=_attributes(part, counts, billed, tags.attributes, blocks.attributes),
         ),
     )
 
@@ -130,6 +132,12 @@ def _billed(sequences: Sequence[ClosedSequence], counts: Sequence[SequenceCount]
         if counts[index].prompt:
             first.setdefault(prompt, index)
     return set(first.values())
+
+
+def _began(part: Part, now: datetime, monotonic_now: float) -> datetime:
+    stats = [closed.state.stats for closed in part.sequences if closed.state.stats is not None]
+    began = min((one.scheduled_ts for one in stats if one.scheduled_ts > 0.0), default=monotonic_now)
+    return now - timedelta(seconds=max(0.0, monotonic_now - began))
 
 
 def _tokens(counts: Sequence[SequenceCount], billed: set[int]) -> Tokens:
@@ -162,7 +170,11 @@ def _timing(part: Part) -> Timing:
 
 
 def _attributes(
-    part: Part, counts: Sequence[SequenceCount], billed: set[int], given: "dict[str, str] | object"
+    part: Part,
+    counts: Sequence[SequenceCount],
+    billed: set[int],
+    given: Mapping[str, str],
+    cache: Mapping[str, str],
 ) -> dict[str, str]:
     stats = [closed.state.stats for closed in part.sequences if closed.state.stats is not None]
     decode = [one.last_token_ts - one.first_token_ts for one in stats if one.first_token_ts > 0.0]
@@ -175,9 +187,9 @@ def _attributes(
     if len(billed) != sum(1 for one in counts if one.prompt):
         engine["engine.prompt_tokens"] = str(sum(one.prompt for one in counts))
         engine["engine.cached_tokens"] = str(sum(one.cached for one in counts))
-    attributes = dict(given) if isinstance(given, dict) else {}
+    engine |= cache
     room = ATTRIBUTES_MAX - len(engine)
-    return {**dict(list(attributes.items())[:room]), **engine}
+    return {**dict(list(given.items())[:room]), **engine}
 
 
 def _joined(names: Sequence[str]) -> str:

@@ -3,18 +3,21 @@
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from secrets import token_bytes
 from typing import Any, Self
 
 from taximeter_inference.gateway.salt import PoolKeys
-from taximeter_inference.vllm.blocks import BlockReport
+from taximeter_inference.vllm.block_join import BlockJoin
 from taximeter_inference.vllm.drift import TESTED_VERSIONS, check_vllm
 from taximeter_inference.vllm.errors import WorkerError
-from taximeter_inference.vllm.exchange import CURRENT, Exchange, Part
+from taximeter_inference.vllm.exchange import CURRENT, Exchange
 from taximeter_inference.vllm.hooks import EngineHooks
 from taximeter_inference.vllm.isolation import Guard
 from taximeter_inference.vllm.journal import Journal
+from taximeter_inference.vllm.kv_source import source_of
+from taximeter_inference.vllm.metrics import LOST
 from taximeter_inference.vllm.settings import WorkerSettings
 from taximeter_inference.vllm.sink import EventSink, counts_only
 from taximeter_inference.vllm.tags import explicit_tags
@@ -48,12 +51,14 @@ class WorkerMeter:
         self._report_lost()
         self._numbers = itertools.count()
         keys = _pool_keys(settings)
+        self._source = source_of(getattr(config, "kv_events_config", None))
+        self._join = BlockJoin(self._source.poll, keys, settings.worker_audit) if self._source is not None else None
         guard = Guard(
-            keys,
+            keys if settings.worker_isolation == "pool" else None,
             meter_untagged=settings.worker_untagged == "meter",
             adapters=settings.worker_adapters,
             privileges=settings.worker_privileges,
-            label_blocks=bool(settings.worker_kv_events),
+            expect=self._join.expect if self._join is not None else None,
             refuse=_client_error,
         )
         self._sink = EventSink(
@@ -61,7 +66,7 @@ class WorkerMeter:
             self._journal,
             Origin(name, self._producer.worker_id, served_name(config.model_config)),
             gpus=settings.worker_gpus or int(getattr(config.parallel_config, "world_size", 1)),
-            blocks=self._block_source(keys),
+            blocks=self._join.report if self._join is not None else counts_only,
         )
         self._hooks = EngineHooks(guard.prepare, self._begin_number, self._sink.take)
         self._hooks.attach(owner.output_processor)
@@ -105,6 +110,8 @@ class WorkerMeter:
         if self._producer is not None:
             self._hooks.detach()
             self._sink.close()
+            if self._source is not None:
+                self._source.close()
             self._producer = None  # type: ignore[assignment]
 
     def __enter__(self) -> Self:
@@ -120,6 +127,7 @@ class WorkerMeter:
 
     def _report_lost(self) -> None:
         before, lost = self._journal.adopt(self._producer.worker_id)
+        LOST.set(len(lost))
         if lost:
             _log.error(
                 "%d requests were in the engine of %s when it was killed, and are not metered: numbers %s",
@@ -127,9 +135,6 @@ class WorkerMeter:
                 before,
                 ", ".join(map(str, lost[:100])),
             )
-
-    def _block_source(self, keys: PoolKeys | None) -> Callable[[Part, bool], BlockReport | None]:
-        return counts_only
 
 
 def served_name(model_config: Any) -> str:
@@ -152,10 +157,10 @@ def _open_producer(settings: WorkerSettings) -> tuple[UsageProducer, str]:
     raise WorkerError(f"{PROCESSES_MAX} processes already use the worker id {settings.worker_id}")
 
 
-def _pool_keys(settings: WorkerSettings) -> PoolKeys | None:
-    if settings.salt_secret is None or settings.worker_isolation == "off":
-        return None
-    return PoolKeys(settings.salt_secret.get_secret_value().encode(), settings.salt_key_id)
+def _pool_keys(settings: WorkerSettings) -> PoolKeys:
+    """The keys of salts and block names; without a secret, names that hold for this start only."""
+    secret = settings.salt_secret
+    return PoolKeys(secret.get_secret_value().encode() if secret else token_bytes(32), settings.salt_key_id)
 
 
 def _client_error(message: str) -> Exception:
