@@ -109,6 +109,12 @@ class ClickHouseProxy:
         self._away.clear()
 
     @property
+    def traps(self) -> int:
+        """How many traps nothing has fallen into yet."""
+        with self._changed:
+            return len(self._traps)
+
+    @property
     def away(self) -> bool:
         """Whether it refuses to answer."""
         return self._away.is_set()

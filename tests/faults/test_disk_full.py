@@ -1,12 +1,16 @@
 """A disk that takes nothing more: under the producer's spool, the meter's index, and ClickHouse.
 
-The kernel's limit on file sizes stands for the full disk: lowered to 0 on a running process, every write to a file fails at once,
-whoever runs the test, and raised again it succeeds. The code sees EFBIG instead of ENOSPC, by the same call.
+The kernel's limit on file sizes stands for the full disk: lowered to 0 on a running process, every write to a file fails at
+once, whoever runs the test, and raised again it succeeds. The code sees EFBIG instead of ENOSPC, by the same call. ClickHouse
+looks for room before it writes; there its own setting for that stands for the full disk.
 """
 
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+import pytest
+from clickhouse_connect.driver.client import Client
 
 from tests.faults.processes import await_true
 from tests.faults.producing import producing
@@ -27,17 +31,30 @@ def full_disk(pid: int | None) -> Iterator[None]:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
 
 
-def test_under_clickhouse(yard: Yard) -> None:
+@contextmanager
+def full_table(client: Client, table: str) -> Iterator[None]:
+    """ClickHouse finds no room for that table: it asks for more free space than there can be."""
+    client.command(f"ALTER TABLE {table} MODIFY SETTING min_free_disk_ratio_to_perform_insert = 1")
+    try:
+        yield
+    finally:
+        client.command(f"ALTER TABLE {table} RESET SETTING min_free_disk_ratio_to_perform_insert")
+
+
+@pytest.mark.parametrize("table", ["usage_log", "usage_daily"])
+def test_under_clickhouse(yard: Yard, table: str) -> None:
+    """Under a rollup, too, when the raw rows are stored already: the same block, sent again, fills in what is missing."""
     meter = yard.meter()
     meter.await_ready()
     with yard.load() as load:
         load.send_all([yard.events.event() for _ in range(300)])
         yard.await_rows(1)
-        with full_disk(yard.face.pid):
+        with full_table(yard.client, table):
             load.send_all([yard.events.event() for _ in range(300)])
             load.flush()
             await_true(
-                lambda: "insert" in str(meter.ask("/readyz")[1].get("trouble")), lambda: f"{meter.ask('/readyz')}"
+                lambda: "NOT_ENOUGH_SPACE" in str(meter.ask("/readyz")[1].get("trouble")),
+                lambda: f"{meter.ask('/readyz')}",
             )
             assert meter.ask("/healthz")[0] == 200
         meter.await_ready()
@@ -83,10 +100,11 @@ def test_under_the_spool(yard: Yard, kafka: ApacheKafka) -> None:
         service.end()
     failed = service.numbers("failed")
     assert failed and not failed & service.numbers("safe")
-    yard.settle()
     yard.acknowledged.usages.extend(service.acknowledged())
-    stored = {str(row[0]) for row in yard.client.query("SELECT event_id FROM usage_log").result_rows}
-    assert {usage.event_id for usage in service.acknowledged()} <= stored
-    with yard.load() as load:
+    with yard.load() as load:  # on the same spool, which may hold something still
+        await_true(lambda: load.producer.state().spool_bytes == 0, lambda: f"it drains: {load.producer.state()}")
+        yard.settle()
+        stored = {str(row[0]) for row in yard.client.query("SELECT event_id FROM usage_log").result_rows}
+        assert {usage.event_id for usage in service.acknowledged()} <= stored
         load.send_all([service.usages[number] for number in sorted(failed)])
     yard.check(service.usages)

@@ -148,6 +148,23 @@ def test_an_insert_that_breaks_off_leaves_nothing(
     assert rows(client) == 100_000
 
 
+def test_what_goes_wrong_at_an_inserts_very_end_is_told(client: Client) -> None:
+    """A view that throws, and a disk without room: the engine's own `finish` says nothing of either."""
+    client.command("CREATE TABLE late (n UInt64) ENGINE = MergeTree ORDER BY n")
+    client.command("CREATE TABLE seen (n UInt64) ENGINE = MergeTree ORDER BY n")
+    client.command("CREATE MATERIALIZED VIEW feed TO seen AS SELECT n + throwIf(n = 7, 'seven') AS n FROM late")
+    client.insert("late", [[1]], column_names=["n"])
+    with pytest.raises(DatabaseError, match="seven"):
+        client.insert("late", [[7]], column_names=["n"])
+    client.insert("late", [[2]], column_names=["n"])
+    client.command("ALTER TABLE seen MODIFY SETTING min_free_disk_ratio_to_perform_insert = 1")
+    with pytest.raises(DatabaseError, match="NOT_ENOUGH_SPACE"):
+        client.insert("late", [[3]], column_names=["n"])
+    client.command("ALTER TABLE seen RESET SETTING min_free_disk_ratio_to_perform_insert")
+    client.insert("late", [[4]], column_names=["n"])
+    assert client.query("SELECT groupArray(n) FROM (SELECT n FROM seen ORDER BY n)").result_rows == [([1, 2, 4],)]
+
+
 def test_a_body_of_64_mb(client: Client) -> None:
     client.command(f"CREATE TABLE usage (id UInt64) {ENGINE}")
     native = client.raw_query("SELECT number AS id FROM numbers(8388608)", fmt="Native")

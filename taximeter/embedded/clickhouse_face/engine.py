@@ -17,6 +17,8 @@ import chdb
 
 from taximeter.embedded.clickhouse_face.failures import UNKNOWN_SETTING, FaceError, from_engine, refusal
 
+_LAST_ERROR = """SELECT concat('Code: ', toString(code), '. DB::Exception: ', last_error_message, ' (', name, ')')
+FROM system.errors WHERE query_id = queryID() AND NOT remote LIMIT 1"""
 _SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 
 
@@ -162,6 +164,7 @@ class Engine:
             except BaseException:
                 inserter.cancel()
                 raise
+            _raise_unsaid(connection)
             return Summary(
                 written_rows=counts.rows_written,
                 written_bytes=counts.bytes_written,
@@ -194,6 +197,17 @@ def _prepare(connection: _Connection, session: Session) -> None:
     if session.settings:
         pairs = ", ".join(f"{_checked(name)} = {_literal(value)}" for name, value in session.settings.items())
         connection.query(f"SET {pairs}", "Null", {})
+
+
+def _raise_unsaid(connection: _Connection) -> None:
+    """Raise what the insert before met with at its very end: chDB's `finish` returns as if all were well.
+
+    A full disk and a view that throws are such errors. The engine's own record of errors names the statement by its id, which
+    all statements of a connection share.
+    """
+    failed = connection.query(_LAST_ERROR, "TabSeparatedRaw", {}).bytes()
+    if failed:
+        raise from_engine(RuntimeError(failed.decode().strip()))
 
 
 def _checked(name: str) -> str:
