@@ -36,6 +36,7 @@ _GROUPS = {
     "keys": "billing",
     "invoice": "billing",
     "stripe": "billing",
+    "prices": "billing",
     "parked": "billing",
     "unrated": "billing",
     "rejected": "billing",
