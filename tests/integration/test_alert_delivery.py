@@ -96,19 +96,24 @@ class Tenant:
     def __init__(self, bootstrap_servers: str) -> None:
         self.id = f"acme-{secrets.token_hex(4)}"
         self._bootstrap_servers = bootstrap_servers
+        self._endpoints: set[str] = set()
 
     def endpoint(self, name: str, url: str, **fields: str) -> str:
         made = AlertEndpoint.model_validate(
             {"id": f"{self.id}-{name}", "url": url, "tenant": self.id, "secret": SECRET, **fields}
         )
-        record = ControlRecord(
-            kind=ControlKind.ALERT_ENDPOINT,
-            id=made.id,
-            body=made.model_dump(mode="json"),
-            recorded_at=datetime.now(UTC),
-        )
-        publish(self._bootstrap_servers, [record])
+        self._endpoints.add(made.id)
+        self._declare(made.id, made.model_dump(mode="json"))
         return made.id
+
+    def leave(self) -> None:
+        """Take the endpoints away: other tests read the same topics."""
+        for name in self._endpoints:
+            self._declare(name, None)
+
+    def _declare(self, name: str, body: dict[str, object] | None) -> None:
+        record = ControlRecord(kind=ControlKind.ALERT_ENDPOINT, id=name, body=body, recorded_at=datetime.now(UTC))
+        publish(self._bootstrap_servers, [record])
 
     def alert(self, threshold_bps: int) -> str:
         now = datetime.now(UTC)
@@ -131,6 +136,14 @@ class Tenant:
         return raised.id
 
 
+@pytest.fixture
+def tenant(bootstrap_servers: str) -> Iterator[Tenant]:
+    ensure_topics(bootstrap_servers, PARTITIONS, 1)
+    made = Tenant(bootstrap_servers)
+    yield made
+    made.leave()
+
+
 def call(service: Service, path: str, method: str = "GET", token: str = TOKEN) -> dict[str, object]:
     request = urllib.request.Request(
         f"{service.url}{path}", method=method, headers={"authorization": f"Bearer {token}"}
@@ -148,10 +161,9 @@ def command(service: Service, *arguments: str) -> str:
 
 
 def test_a_dead_endpoint_is_told_of_taken_back_and_gets_everything_in_order(
-    bootstrap_servers: str, service: Service, receivers: list[Receiver]
+    tenant: Tenant, service: Service, receivers: list[Receiver]
 ) -> None:
     dying, other, slack = receivers
-    tenant = Tenant(bootstrap_servers)
     dead = tenant.endpoint("dying", dying.url)
     tenant.endpoint("other", other.url)
     tenant.endpoint("slack", slack.url, format="slack")
@@ -192,10 +204,9 @@ def test_a_dead_endpoint_is_told_of_taken_back_and_gets_everything_in_order(
 
 
 def test_an_endpoint_that_is_declared_elsewhere_is_taken_back(
-    bootstrap_servers: str, service: Service, receivers: list[Receiver]
+    tenant: Tenant, service: Service, receivers: list[Receiver]
 ) -> None:
     old, new, _ = receivers
-    tenant = Tenant(bootstrap_servers)
     old.status = 410
     tenant.endpoint("moving", old.url)
     service.start()
