@@ -5,7 +5,7 @@ UV := .venv/bin/uv
 RUN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo up clean bench-gateway bench-budget vllm test-vllm
+.PHONY: help setup check test faults faults-long demo up clean bench-gateway bench-budget vllm test-vllm bench-vllm
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
@@ -26,7 +26,14 @@ check: setup ## Lint, types and import direction
 	$(RUN)/lint-imports
 
 test: setup ## The tests, on the embedded stack
-	$(RUN)/pytest -m "not kafka and not traces and not stripe_live and not vllm"
+	$(RUN)/pytest -m "not kafka and not traces and not stripe_live and not vllm and not faults"
+
+faults: setup ## Kill, pause and starve the real processes, then compare exactly (fixed seed; Java and Maven)
+	$(RUN)/pytest -m faults tests/faults
+
+MINUTES ?= 30
+faults-long: setup ## The same by random seeds for MINUTES, one line a round
+	$(RUN)/python -m tests.faults.long_run --minutes $(MINUTES)
 
 demo: setup ## The whole pipeline, from a request to a proven invoice
 	$(RUN)/taximeter demo
@@ -57,3 +64,6 @@ vllm: setup ## An environment with vLLM for CPUs and tiny models, in .cache
 
 test-vllm: vllm ## The suite on real vLLM
 	$(RUN)/pytest -m vllm tests/vllm
+
+bench-vllm: vllm ## What the plugin costs a vLLM server
+	PYTHONPATH=. .cache/vllm-venv/bin/python -m tests.benchmarks.vllm_overhead

@@ -108,6 +108,11 @@ class ClickHouseProxy:
         """Answer again."""
         self._away.clear()
 
+    def disarm(self) -> None:
+        """Take the traps away that nothing has fallen into."""
+        with self._changed:
+            self._traps.clear()
+
     @property
     def traps(self) -> int:
         """How many traps nothing has fallen into yet."""
