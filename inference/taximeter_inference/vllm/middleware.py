@@ -39,6 +39,10 @@ class Middleware:
         self._seen = SeenRequests()
         self._meter: WorkerMeter | None = None
 
+    def use(self, meter: WorkerMeter) -> None:
+        """Meter with this one, which the caller closes, where there is no server to start and stop it."""
+        self._meter = meter
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         kind = scope["type"]

@@ -68,9 +68,9 @@ class WorkerMeter:
             gpus=settings.worker_gpus or int(getattr(config.parallel_config, "world_size", 1)),
             blocks=self._join.report if self._join is not None else counts_only,
         )
-        self._hooks = EngineHooks(guard.prepare, self._begin_number, self._sink.take)
-        self._hooks.attach(owner.output_processor)
-        self._sink.start(self._hooks.running)
+        self.hooks = EngineHooks(guard.prepare, self._begin_number, self._sink.take)
+        self.hooks.attach(owner.output_processor)
+        self._sink.start(self.hooks.running)
         _log.info("metering vLLM %s as %s", self.version, self._producer.worker_id)
 
     @property
@@ -103,12 +103,12 @@ class WorkerMeter:
 
     def end(self, exchange: Exchange) -> None:
         """The exchange's answer has ended."""
-        self._hooks.end(exchange)
+        self.hooks.end(exchange)
 
     def close(self) -> None:
         """Let go of the engine; all events are on the broker or on disk when it returns. Closing twice does nothing."""
         if self._producer is not None:
-            self._hooks.detach()
+            self.hooks.detach()
             self._sink.close()
             if self._source is not None:
                 self._source.close()

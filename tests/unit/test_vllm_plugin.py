@@ -1,0 +1,396 @@
+"""The plugin's own rules, without vLLM: what is checked, dropped, refused, counted and remembered."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from taximeter_inference.forwarding import Forwarded
+from taximeter_inference.gateway.salt import PoolKeys
+from taximeter_inference.vllm.block_join import BlockJoin
+from taximeter_inference.vllm.block_table import BlockTable, Label
+from taximeter_inference.vllm.blocks import NOTHING_KNOWN
+from taximeter_inference.vllm.drift import find_problems
+from taximeter_inference.vllm.errors import UntaggedError
+from taximeter_inference.vllm.exchange import CURRENT, Exchange, Part
+from taximeter_inference.vllm.hooks import EngineHooks
+from taximeter_inference.vllm.isolation import Guard
+from taximeter_inference.vllm.journal import Journal
+from taximeter_inference.vllm.kv_source import BlockRemoved, BlockStored, KvBatch, Lost
+from taximeter_inference.vllm.middleware import SeenRequests
+from taximeter_inference.vllm.settings import WorkerSettings
+from taximeter_inference.vllm.usage import Origin, as_tag, build_event
+from taximeter_schemas.events import Attribution, Outcome
+
+NOW = datetime(2026, 11, 24, 8, tzinfo=UTC)
+KEYS = PoolKeys(b"a secret of sixteen", "1")
+
+
+def tags(tenant: str = "acme", pool: str = "duo") -> Forwarded:
+    """Tags of a request."""
+    return Forwarded(tenant, "chat", "gateway-1:aa:7", "root-1", pool, attributes={"team": "search"})
+
+
+@dataclass
+class Stats:
+    """As the engine keeps them for a sequence that began at 10 s, had its first token at 11 s and its last at 14 s."""
+
+    num_generation_tokens: int = 5
+    num_preemptions: int = 0
+    arrival_time: float = 0.0
+    queued_ts: float = 9.5
+    scheduled_ts: float = 10.0
+    first_token_ts: float = 11.0
+    last_token_ts: float = 14.0
+    first_token_latency: float = 1.5
+
+
+@dataclass
+class State:
+    """A sequence."""
+
+    request_id: str
+    prompt_len: int = 100
+    num_cached_tokens: int = 64
+    parent_req: Any = None
+    request_index: int = 0
+    lora_name: str | None = None
+    is_prefilling: bool = False
+    detokenizer: Any = None
+    stats: Stats | None = field(default_factory=Stats)
+
+
+@dataclass
+class Request:
+    """A request on its way into the engine."""
+
+    request_id: str = "r-1"
+    sampling_params: Any = None
+    lora_request: Any = None
+    cache_salt: str | None = None
+    priority: int = 0
+    session_id: str | None = None
+    kv_hints: Any = None
+
+
+class Processor:
+    """Behaves as the engine's output processor does towards its hooks."""
+
+    def __init__(self) -> None:
+        self.request_states: dict[str, State] = {}
+        self.log_stats = True
+
+    def add_request(
+        self, request: Any, prompt: Any, parent_req: Any = None, request_index: int = 0, queue: Any = None
+    ) -> None:
+        self.request_states[request.request_id] = State(
+            request.request_id, parent_req=parent_req, request_index=request_index
+        )
+
+    def abort_requests(self, request_ids: Any, internal: bool) -> list[str]:
+        return [identity for identity in request_ids if self.request_states.pop(identity, None)]
+
+    def _finish_request(self, req_state: State) -> None:
+        del self.request_states[req_state.request_id]
+
+    def _update_stats_from_finished(self, req_state: State, finish_reason: Any, iteration_stats: Any) -> None:
+        """Counts."""
+
+    def propagate_error(self, e: Exception) -> None:
+        """Tells everybody."""
+
+    def finish(self, identity: str, reason: str) -> None:
+        """What happens when a sequence finishes."""
+        state = self.request_states[identity]
+        self._finish_request(state)
+        self._update_stats_from_finished(state, reason, None)
+
+
+@dataclass
+class Bench:
+    """Hooks on a processor, and what left."""
+
+    guard: Guard = field(default_factory=lambda: Guard(KEYS, meter_untagged=True, adapters={}, privileges={}))
+
+    def __post_init__(self) -> None:
+        self.left: list[Part] = []
+        self.numbers = iter(range(1_000))
+        self.processor = Processor()
+        self.hooks = EngineHooks(self.guard.prepare, lambda: next(self.numbers), self.left.append)
+        self.hooks.attach(self.processor)
+
+    def add(self, exchange: Exchange | None, identity: str, parent: Any = None, index: int = 0) -> None:
+        """A sequence enters for an exchange."""
+        before = CURRENT.set(exchange)
+        self.processor.add_request(Request(identity), "", parent, index)
+        CURRENT.reset(before)
+
+
+ORIGIN = Origin("worker-1", "worker-1:abcd", "org/tiny model")
+
+
+def event_of(part: Part) -> Any:
+    """The event of a part, at 20 s of the engine's clock."""
+    return build_event(part, ORIGIN, 0.25, NOTHING_KNOWN, NOW, 20.0)
+
+
+def test_a_request_leaves_once_with_all_its_sequences() -> None:
+    """Over and nothing open: whichever comes last."""
+    bench, exchange = Bench(), Exchange(tags(), "/v1/completions", 0.0)
+    bench.add(exchange, "a")
+    bench.add(exchange, "b")
+    bench.processor.finish("a", "length")
+    bench.hooks.end(exchange)
+    assert not bench.left
+    bench.processor.abort_requests(["b"], True)
+    (part,) = bench.left
+    event = event_of(part)
+    assert (event.id, event.source) == ("gateway-1:aa:7", "taximeter-gateway/gateway-1")
+    assert event.data.outcome is Outcome.ABORTED
+    assert (event.data.tokens.uncached_input, event.data.tokens.cache_read.gpu, event.data.tokens.output) == (
+        72,
+        128,
+        10,
+    )
+    assert event.data.model == "org/tiny-model"
+    assert event.data.attributes["team"] == "search"
+    assert event.data.attributes["engine.decode_ms"] == "3000.0"
+    # Ten seconds before now the engine began on it.
+    assert (NOW - event.time).total_seconds() == 10.0
+
+
+def test_answers_to_one_prompt_bill_it_once() -> None:
+    """As its first answer was computed; what the engine counted stands beside."""
+    bench, exchange, parent = Bench(), Exchange(tags(), "/v1/completions", 0.0), SimpleNamespace(request_id="p")
+    for index in range(3):
+        bench.add(exchange, f"{index}_p", parent, index)
+    bench.processor.request_states["0_p"].num_cached_tokens = 0
+    for index in (2, 1, 0):
+        bench.processor.finish(f"{index}_p", "stop")
+    bench.hooks.end(exchange)
+    event = event_of(bench.left[0])
+    assert (event.data.tokens.uncached_input, event.data.tokens.cache_read.gpu, event.data.tokens.output) == (
+        100,
+        0,
+        15,
+    )
+    assert event.data.attributes["engine.prompt_tokens"] == "300"
+    assert event.data.attributes["engine.cached_tokens"] == "128"
+
+
+@pytest.mark.parametrize(
+    ("prefilling", "output", "reason", "counted"),
+    [
+        (True, 0, "abort", 0),  # gone before the first token
+        (False, 0, "error", 0),  # failed in the engine, which counted no prompt
+        (False, 3, "abort", 100),  # gone in mid-stream
+        (False, 0, "stop", 100),  # an embedding
+    ],
+)
+def test_a_prompt_counts_with_the_first_token(prefilling: bool, output: int, reason: str, counted: int) -> None:
+    """As the engine's own counters have it."""
+    bench, exchange = Bench(), Exchange(tags(), "/v1/completions", 0.0)
+    bench.add(exchange, "a")
+    state = bench.processor.request_states["a"]
+    state.is_prefilling, state.num_cached_tokens = prefilling, 0
+    assert state.stats is not None
+    state.stats.num_generation_tokens = output
+    bench.processor.finish("a", reason)
+    bench.hooks.end(exchange)
+    assert event_of(bench.left[0]).data.tokens.uncached_input == counted
+
+
+def test_nothing_passes_unmetered() -> None:
+    """A sequence without an exchange, one that starts after its request was over, one that the engine never closes."""
+    bench, exchange = Bench(), Exchange(tags(), "/v1/responses", 0.0)
+    bench.add(None, "stray")
+    bench.processor.finish("stray", "stop")
+    bench.add(exchange, "first")
+    bench.processor.finish("first", "stop")
+    bench.hooks.end(exchange)
+    bench.add(exchange, "late")
+    bench.add(None, "stuck")
+    bench.hooks.detach()
+    events = [event_of(part) for part in bench.left]
+    assert [event.data.tenant for event in events] == ["untagged", "acme", "acme", "untagged"]
+    assert [event.id for event in events[1:3]] == ["gateway-1:aa:7", "gateway-1:aa:7/1"]
+    assert [event.data.worker.sequence for event in events] == [0, 1, 2, 3]
+    assert events[3].data.outcome is Outcome.ABORTED
+    assert "add_request" not in vars(bench.processor)
+
+
+def test_an_engine_that_fails_is_an_error() -> None:
+    """Whatever was open is metered with what it had."""
+    bench, exchange = Bench(), Exchange(tags(), "/v1/completions", 0.0)
+    bench.add(exchange, "a")
+    bench.processor.propagate_error(RuntimeError("the engine died"))
+    bench.hooks.end(exchange)
+    assert event_of(bench.left[0]).data.outcome is Outcome.ERROR
+
+
+def test_the_worker_chooses_salt_priority_and_transfer() -> None:
+    """A client's salt splits its own pool; the rest is dropped unless it was granted."""
+    extra = {"kv_transfer_params": {"do_remote_prefill": True}, "kv_cache_report_mode": "full", "mine": 1}
+    request = Request(cache_salt="x", priority=-9, kv_hints=object(), sampling_params=SimpleNamespace(extra_args=extra))
+    Guard(KEYS, meter_untagged=False, adapters={}, privileges={}).prepare(request, Exchange(tags(), "", 0.0))
+    assert request.cache_salt == KEYS.salt("duo", "x") != KEYS.salt("duo")
+    assert request.priority == 0
+    assert request.kv_hints is None
+    assert request.sampling_params.extra_args == {"mine": 1}
+    granted = Request(priority=-9, sampling_params=SimpleNamespace(extra_args=dict(extra)))
+    privileges = {"acme": ("priority", "kv_transfer_params")}
+    Guard(KEYS, meter_untagged=False, adapters={}, privileges=privileges).prepare(granted, Exchange(tags(), "", 0.0))
+    assert granted.priority == -9
+    assert "kv_transfer_params" in granted.sampling_params.extra_args
+
+
+def test_rotation_gives_other_salts() -> None:
+    """A new key id, and nobody hits what was cached under the old one."""
+    assert KEYS.salt("duo") != PoolKeys(b"a secret of sixteen", "2").salt("duo")
+
+
+def test_untagged_requests_and_foreign_adapters_are_refused() -> None:
+    """With a client's error that says why."""
+    guard = Guard(KEYS, meter_untagged=False, adapters={"lora": ("globex",)}, privileges={})
+    with pytest.raises(UntaggedError, match="no tags"):
+        guard.prepare(Request(), Exchange(None, "", 0.0))
+    foreign = Request(lora_request=SimpleNamespace(lora_name="lora"))
+    with pytest.raises(UntaggedError, match="does not exist for this tenant"):
+        guard.prepare(foreign, Exchange(tags(), "", 0.0))
+    guard.prepare(foreign, Exchange(tags("globex"), "", 0.0))
+
+
+def test_drift_is_told_by_name() -> None:
+    """A method that is gone, one that takes something else, a field that is gone."""
+    problems = find_problems(Processor, State, Stats, Request, Outcome)
+    assert "State.request_id is gone" not in problems
+    assert any("REASONS" in problem or "STOP is gone" in problem for problem in problems)
+
+    class Renamed(Processor):
+        def abort_requests(self, ids: Any, internal: bool, why: str) -> list[str]:  # type: ignore[override]
+            return []
+
+    assert "Renamed.abort_requests takes ('ids', 'internal', 'why')" in find_problems(
+        Renamed, State, Stats, Request, Outcome
+    )
+
+
+def test_the_journal_names_what_was_killed(tmp_path: Path) -> None:
+    """Begun and not safe, across a kill; a clean end leaves nothing."""
+    path = tmp_path / "worker.open"
+    journal = Journal(path)
+    assert journal.adopt("worker:1") == ("", [])
+    for number in range(5):
+        journal.begin(number)
+    for number in (0, 2, 3):
+        journal.safe(number)
+    journal.close()
+    again = Journal(path)
+    assert again.adopt("worker:2") == ("worker:1", [1, 4])
+    assert again.adopt("worker:3") == ("worker:2", [])
+    again.close()
+
+
+def test_tags_are_used_once() -> None:
+    """For longer than a signature holds."""
+    seen = SeenRequests()
+    assert seen.add("a", 0.0)
+    assert not seen.add("a", 1.0)
+    assert not seen.add("a", 601.0)
+    assert seen.add("a", 2_000.0)
+
+
+def test_names_become_tags() -> None:
+    """A path or a name with blanks can stand in an event."""
+    assert as_tag("/models/My Model") == "models/My-Model"
+    assert as_tag("?") == "unnamed"
+
+
+def test_settings_say_what_they_lack() -> None:
+    """In one line, with the way out."""
+    assert "TAXIMETER_FORWARDING_SECRET" in (WorkerSettings().problem() or "")
+    trusted = WorkerSettings(worker_tags="trusted")
+    assert "TAXIMETER_SALT_SECRET" in (trusted.problem() or "")
+    assert WorkerSettings(worker_tags="trusted", worker_isolation="off").problem() is None
+
+
+A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
+
+
+def test_who_warmed_a_block_and_when_it_went() -> None:
+    """A residency begins with the first store and ends with the removal of the last copy."""
+    table = BlockTable()
+    table.expect("one", Label("acme", "duo"))
+    table.stored("one", None, [A, B])
+    table.expect("two", Label("globex", "duo"))
+    table.stored("two", None, [A, B])
+    table.stored("two", B, [C])
+    assert table.chain("two") == [A, B, C]
+    origin = table.join("two", 3, 2)
+    assert [label.tenant for label in origin.warmers if label] == ["acme", "acme"]
+    table.removed([C], 17.0)
+    table.expect("three", Label("acme", "duo"))
+    table.stored("three", None, [A, B])
+    table.stored("three", B, [C])
+    assert table.join("three", 3, 2).evicted_at == 17.0
+
+
+def test_blocks_seen_after_a_loss_have_no_known_warmer() -> None:
+    """A hit on a block that was stored in what was lost: nobody is credited with it."""
+    table = BlockTable()
+    table.expect("one", Label("acme", "duo"))
+    table.stored("one", None, [A])
+    table.lost()
+    assert table.tainted == {"one"}
+    table.expect("two", Label("globex", "duo"))
+    table.stored("two", None, [A])
+    assert table.join("two", 1, 1).warmers == (None,)
+
+
+def part_of(identity: str, pool: str, cached: int) -> tuple[Part, State]:
+    """A finished request of 64 tokens."""
+    bench, exchange = Bench(), Exchange(tags("acme" if pool == "duo" else "mallory", pool), "/v1/completions", 0.0)
+    bench.add(exchange, identity)
+    state = bench.processor.request_states[identity]
+    state.prompt_len, state.num_cached_tokens = 64, cached
+    bench.processor.finish(identity, "stop")
+    bench.hooks.end(exchange)
+    return bench.left[0], state
+
+
+def test_the_audit_finds_hits_across_pools_and_losses_are_inferred(caplog: pytest.LogCaptureFixture) -> None:
+    """An incident names both; a request under way when messages were lost keeps its counts only."""
+    told: list[KvBatch | Lost] = []
+
+    def poll() -> list[KvBatch | Lost]:
+        batch = list(told)
+        told.clear()
+        return batch
+
+    join = BlockJoin(poll, KEYS)
+    join.expect("one", "acme", "duo")
+    told.append(KvBatch(1.0, [BlockStored([A, B], None, 32, 0, "one")]))
+    report = join.report(part_of("one", "duo", 0)[0], False)
+    assert report is not None
+    assert (report.attribution, report.hit_blocks, len(report.blocks)) == (Attribution.ENGINE, 0, 2)
+    join.expect("two", "mallory", "own")
+    told.append(KvBatch(2.0, [BlockStored([A], None, 32, 0, "two"), BlockStored([B], A, 32, 0, "two")]))
+    stolen = join.report(part_of("two", "own", 32)[0], False)
+    assert stolen is not None
+    assert stolen.attributes["cache.incident"] == "foreign_pool"
+    assert "mallory (pool own) hit blocks that acme warmed in pool duo" in caplog.text
+    assert not set(stolen.blocks) & set(report.blocks)
+    join.expect("three", "acme", "duo")
+    told.append(Lost(3, 5))
+    told.append(KvBatch(3.0, [BlockStored([A, B], None, 32, 0, "three"), BlockRemoved([C])]))
+    inferred = join.report(part_of("three", "duo", 32)[0], False)
+    assert inferred is not None
+    assert (inferred.attribution, inferred.blocks) == (Attribution.INFERRED, ())
+    join.expect("four", "acme", "duo")
+    assert join.report(part_of("four", "duo", 32)[0], False) is None
+    late = join.report(part_of("four", "duo", 32)[0], True)
+    assert late is not None
+    assert late.attribution is Attribution.INFERRED
