@@ -4,6 +4,7 @@ BillingError
 ├── DeclarationError    a declarations file is not valid; says where
 ├── NotFoundError       there is no such tenant, key, invoice or period
 ├── PeriodOpenError     the period has not ended, or its grace has not
+├── AlertError          the log did not take an alert
 └── FrozenError         something finalized or published would have to change
 """
 
@@ -44,3 +45,10 @@ class FrozenError(BillingError):
 
     status = 409
     code = "frozen"
+
+
+class AlertError(BillingError):
+    """The log did not take an alert."""
+
+    status = 503
+    code = "not_sent"

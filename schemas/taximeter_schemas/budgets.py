@@ -170,13 +170,15 @@ class AlertKind(StrEnum):
     HARD_LIMIT = "hard_limit"
     FORECAST = "forecast"
     SPEND_SPIKE = "spend_spike"
+    NEGATIVE_MARGIN = "negative_margin"
 
 
 class BudgetAlert(Message):
     """Topic budget.alerts.v1, key tenant. The id is derived from budget, period and threshold: one alert, once.
 
     A forecast says when the limit is reached at this rate (`expected_at`). A spend spike is of a whole tenant and a day of its
-    calendar, and of no budget: `limit_pico` is the level from which a day stands out, `usual_pico` the median day.
+    calendar, and of no budget: `limit_pico` is the level from which a day stands out, `usual_pico` the median day. A negative
+    margin is for the operator alone: `limit_pico` is what was earned, `spent_pico` what it cost.
     """
 
     id: str

@@ -29,6 +29,7 @@ _COMMANDS = {
     "what-if": "billing",
     "explain": "billing",
     "verify": "billing",
+    "margin": "billing",
     "topup": "billing",
     "trace": "billing",
 }

@@ -12,19 +12,22 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from taximeter_billing import ledger
+from taximeter_billing.alerting import negative_margin_alerts
 from taximeter_billing.book import CreditEntryRow, open_book
 from taximeter_billing.closing import close_period, finalize_period, find_invoice, list_invoices
 from taximeter_billing.credit_notes import give_back, list_notes
 from taximeter_billing.declarations import apply_declarations, read_mapping
 from taximeter_billing.declarations.prices import read_rate_card
+from taximeter_billing.domain.margin import summed
 from taximeter_billing.errors import FrozenError, NotFoundError
 from taximeter_billing.explaining import explain_line
 from taximeter_billing.lifecycle import list_parked, review, void_invoice
+from taximeter_billing.margins import margins_of_month
 from taximeter_billing.verifying import verify_invoice
 from taximeter_billing.warehouse import UsageReader
 from taximeter_billing.what_if import what_if
 from taximeter_schemas.cache_policies import load_cache_policy
-from taximeter_schemas.money import to_pico
+from taximeter_schemas.money import from_pico, to_pico
 from taximeter_sql import connect, migrate
 from tests.face_process import FaceProcess
 from tests.integration.test_billing import content, insert, publish, shared_prefix
@@ -329,6 +332,57 @@ def test_what_if(book: Engine, warehouse: Client, reader: UsageReader) -> None:
     )
     assert set(what_if(book, reader, NOVEMBER, card=lacking).blocked) == {"acme", "globex"}
     assert list_invoices(book) == []
+
+
+def test_margins_by_what_a_gpu_second_costs(book: Engine, warehouse: Client, reader: UsageReader) -> None:
+    costs = [
+        {"id": "gpus", "version": 1, "effective_from": "2026-01-01T00:00:00Z",
+         "prices": [{"model": "m", "uncached_input": "0", "output": "0", "gpu_second": "0.001"}]},
+        {"id": "power", "version": 1, "effective_from": "2026-11-11T00:00:00Z",
+         "prices": [{"model": "m", "uncached_input": "0.10", "output": "0"}]},
+    ]  # fmt: skip
+    with pytest.raises(NotFoundError, match="no cost card is declared"):
+        margins_of_month(book, reader, NOVEMBER)
+    declare(book, {"cost_cards": costs, **contracts()})
+    usage(warehouse, "a", 2 * MILLION, CLOSED, gpu_seconds=400.0)
+    usage(
+        warehouse, "late", MILLION, CLOSED, gpu_seconds=2000.0, tenant="globex", time=datetime(2026, 11, 12, tzinfo=UTC)
+    )
+    found = margins_of_month(book, reader, NOVEMBER)
+    # acme: 1.00 less 10%, and 0.10 to reach its minimum, against 0.40. globex: 0.50 against 2.00 and, by then, 0.10 of power.
+    assert {
+        key: (str(from_pico(one.revenue_pico)), str(from_pico(one.cost_pico))) for key, one in found.margins.items()
+    } == {
+        ("acme", "chat", "m"): ("0.900000000000", "0.400000000000"),
+        ("acme", "", ""): ("0.100000000000", "0E-12"),
+        ("globex", "chat", "m"): ("0.500000000000", "2.100000000000"),
+    }
+    assert set(found.negative) == {("globex", "chat", "m")}
+    [alert] = negative_margin_alerts(NOVEMBER, found.negative, CLOSED)
+    assert (alert.tenant, alert.feature, alert.spent_pico) == ("globex", "chat", to_pico("2.10"))
+    assert negative_margin_alerts(NOVEMBER, found.negative, CLOSED + timedelta(days=1))[0].id == alert.id
+    assert summed(found.margins, "model")["m", "USD"].margin_pico == to_pico("-1.10")
+
+
+def test_provisioned_throughput_covers_what_fits_in_its_minutes(
+    book: Engine, warehouse: Client, reader: UsageReader
+) -> None:
+    held = {"id": "r", "model": "m", "units": 1, "tokens_per_minute": 1000, "unit_hour": "0.06"}
+    terms = {"id": "c", "tenant": "acme", "starts": "2026-11-30T00:00:00Z", "reservations": [held]}
+    declare(book, {"contracts": [terms]})
+    at = datetime(2026, 11, 30, 12, 0, 10, tzinfo=UTC)
+    for name, tokens, second in (("a", 600, 0), ("b", 600, 1), ("c", 500, 2), ("d", 600, 60)):
+        tier = {"service_tier": "provisioned", "time": at + timedelta(seconds=second)}
+        usage(warehouse, name, tokens, CLOSED, **tier)
+    usage(warehouse, "standard", 600, CLOSED, time=at)
+    close_period(book, reader, NOVEMBER, CLOSED)
+    # Of the first minute 1,000 of 1,700 tokens fit, of the second all 600; a day of minutes at 0.001 is owed in any case.
+    assert kinds(book, "acme/2026-11") == {
+        "usage": 2_900 * 500_000,
+        "covered": -1_600 * 500_000,
+        "reservation": to_pico("0.001") * 24 * 60,
+    }
+    assert verify_invoice(book, reader, "acme/2026-11").proven
 
 
 def balances(book: Engine) -> dict[str, int]:

@@ -112,6 +112,13 @@ def test_an_alert_goes_to_its_tenant_and_to_the_operator() -> None:
     assert [found.id for found in endpoints_for(ALERT, endpoints)] == ["ops", "acme"]
 
 
+def test_a_negative_margin_is_told_to_the_operator_alone() -> None:
+    margin = ALERT.model_copy(update={"kind": AlertKind.NEGATIVE_MARGIN, "budget_id": None})
+    assert [found.id for found in endpoints_for(margin, [endpoint("ops"), endpoint("acme", "acme")])] == ["ops"]
+    assert "costs more than it earns" in sentence(margin)
+    assert webhook_body(margin)["type"] == "margin.negative"
+
+
 def entry(alert_id: str, endpoint_id: str = "ops") -> tuple[str, str, str, str]:
     return (alert_id, endpoint_id, "acme", "{}")
 

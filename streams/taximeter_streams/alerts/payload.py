@@ -14,8 +14,9 @@ _PERIODS = {7: "monthly", 10: "daily"}
 
 
 def event_type(alert: BudgetAlert) -> str:
-    """The type in the payload: `budget.soft_threshold`, `budget.hard_limit`, `budget.forecast` or `budget.spend_spike`."""
-    return f"budget.{alert.kind.value}"
+    """The type in the payload: `budget.soft_threshold`, `budget.hard_limit`, `budget.forecast`, `budget.spend_spike`, or
+    `margin.negative`."""
+    return "margin.negative" if alert.kind is AlertKind.NEGATIVE_MARGIN else f"budget.{alert.kind.value}"
 
 
 def sentence(alert: BudgetAlert) -> str:
@@ -27,6 +28,8 @@ def sentence(alert: BudgetAlert) -> str:
     scope = "".join(
         f" for {name} {value}" for name, value in (("feature", alert.feature), ("model", alert.model)) if value
     )
+    if alert.kind is AlertKind.NEGATIVE_MARGIN:
+        return f"{alert.tenant}{scope} costs more than it earns: {spent} against {limit} in {alert.period}"
     kind = "prepaid" if alert.period == PeriodKind.LIFETIME else _PERIODS.get(len(alert.period), "hourly")
     budget, spent = f"{kind} budget{scope} of {limit}", f"{spent} spent"
     if alert.period != PeriodKind.LIFETIME:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import aiohttp
 
-from taximeter_schemas.budgets import BudgetAlert
+from taximeter_schemas.budgets import AlertKind, BudgetAlert
 from taximeter_schemas.control_snapshot import ControlSnapshot
 from taximeter_schemas.tenants import AlertEndpoint
 from taximeter_streams.alerts import metrics
@@ -27,8 +27,9 @@ _log = logging.getLogger(__name__)
 
 
 def endpoints_for(alert: BudgetAlert, endpoints: list[AlertEndpoint]) -> list[AlertEndpoint]:
-    """The tenant's own endpoints and the operator's, without those that are disabled."""
-    return [endpoint for endpoint in endpoints if endpoint.tenant in (None, alert.tenant) and not endpoint.disabled]
+    """The tenant's own endpoints and the operator's, without those that are disabled. Margins are the operator's alone."""
+    audience = (None,) if alert.kind is AlertKind.NEGATIVE_MARGIN else (None, alert.tenant)
+    return [endpoint for endpoint in endpoints if endpoint.tenant in audience and not endpoint.disabled]
 
 
 def told_of(dead: AlertEndpoint, endpoints: list[AlertEndpoint]) -> list[AlertEndpoint]:
