@@ -8,6 +8,8 @@ from taximeter_schemas.periods import PeriodKind
 from taximeter_streams.budgets.state import Posting
 
 FULL_BPS = 10_000
+MARKS_MAX = 500
+"""What a posting remembers to have told: far more than a period has, and the last hundred fillings of a wallet."""
 
 
 def alert_id(budget_id: str, period: str, threshold_bps: int, kind: AlertKind) -> str:
@@ -43,8 +45,7 @@ def raise_alerts(budget: Budget, period: str, posting: Posting, now: datetime) -
         return posting, []
     marks = (mark(kind, threshold_bps) + suffix for threshold_bps, kind in due)
     alerts = [alert_of(budget, period, posting, threshold, now) for threshold in due]
-    kept = (told for told in posting.alerted if told.endswith(suffix))
-    return posting.model_copy(update={"alerted": (*kept, *marks)}), alerts
+    return posting.model_copy(update={"alerted": (*posting.alerted, *marks)[-MARKS_MAX:]}), alerts
 
 
 def filling(budget: Budget) -> str:
