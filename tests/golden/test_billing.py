@@ -2,11 +2,13 @@
 
 import json
 from datetime import UTC, date, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from taximeter_billing.domain.anchors import anchored
 from taximeter_billing.domain.commitments import prorated, true_up
 from taximeter_billing.domain.credits import Grant, draw
 from taximeter_billing.domain.rounding import round_lines
@@ -88,6 +90,11 @@ def test_billing_periods(case: dict[str, Any]) -> None:
     assert period.end == datetime.fromisoformat(case["end"])
     assert (period.end - period.start).total_seconds() == case["hours"] * 3600
     assert period.start in period and period.end not in period
+
+
+def test_a_month_that_lacks_the_anchor_day_does_not_move_the_next() -> None:
+    days = [date.fromisoformat(day) for day in GOLDEN["anchor_day_31"]]
+    assert list(islice(anchored(days[0]), len(days))) == days
 
 
 def _instant(text: str) -> datetime:
