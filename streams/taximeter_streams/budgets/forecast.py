@@ -6,13 +6,14 @@ eight spans, as in the multiwindow burn-rate alerts of the Site Reliability Work
 over does not alarm, nor does an hour of work in a quiet month. All of it is arithmetic on whole numbers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from taximeter_schemas.budgets import AlertKind, Budget, BudgetAlert
 from taximeter_schemas.periods import PeriodKind
-from taximeter_schemas.spend import SpendRecord
-from taximeter_streams.budgets.ledger import Rules
+from taximeter_schemas.spend import SpendEntry, SpendRecord
+from taximeter_streams.budgets.ledger import Rules, counts
 from taximeter_streams.budgets.state import Posting, TenantLedger
 from taximeter_streams.budgets.thresholds import FULL_BPS, alert_of, filling, mark
 
@@ -92,7 +93,7 @@ def watch_pace(
         posting = postings.get(budget.id, {}).get(label)
         if posting is None or budget.period not in SPAN or budget.currency != record.currency:
             continue
-        posting = _with_recent(posting, budget, record, now)
+        posting = _with_recent(posting, _counted(state, budget, record), SPAN[budget.period], now)
         told = mark(AlertKind.FORECAST, FULL_BPS) + filling(budget)
         late = told in posting.alerted or _is_warned(budget, posting)
         found = None if late else forecast(budget.limit_pico, posting, budget.period, now)
@@ -110,12 +111,17 @@ def _is_warned(budget: Budget, posting: Posting) -> bool:
     return bool(soft) and mark(AlertKind.SOFT_THRESHOLD, max(soft)) + filling(budget) in posting.alerted
 
 
-def _with_recent(posting: Posting, budget: Budget, record: SpendRecord, now: datetime) -> Posting:
-    span = SPAN[budget.period]
+def _counted(state: TenantLedger, budget: Budget, record: SpendRecord) -> list[SpendEntry]:
+    """The entries that count against the budget, as they did when they were posted."""
+    leases = state.leases
+    return [entry for entry in record.entries if counts(budget, entry, leases.get(entry.lease_id or ""))]
+
+
+def _with_recent(posting: Posting, entries: Sequence[SpendEntry], span: timedelta, now: datetime) -> Posting:
     recent = dict(posting.recent_pico)
-    for entry in record.entries:
+    for entry in entries:
         slot = datetime.fromtimestamp(entry.slot_start, UTC)
-        if budget.covers(entry.feature, entry.model, entry.api_key) and posting.starts_at <= slot < posting.ends_at:
+        if posting.starts_at <= slot < posting.ends_at:
             number = _number(slot, span)
             recent[number] = recent.get(number, 0) + entry.amount_pico
     oldest = _number(now, span) - RECENT_SPANS

@@ -80,7 +80,7 @@ def post(
     calendar: dict[tuple[int, PeriodKind], Period] = {}
     for entry in record.entries:
         lease = leases.get(entry.lease_id) if entry.lease_id else None
-        covering = [budget for budget in counted if _counts(budget, entry, lease)]
+        covering = [budget for budget in counted if counts(budget, entry, lease)]
         for budget in covering:
             period = calendar.get((entry.slot_start, budget.period))
             if period is None:
@@ -193,7 +193,7 @@ def _opened(period: Period, kind: PeriodKind) -> Posting:
     return Posting(starts_at=period.start, ends_at=period.end, keep_until=period.end + PERIOD_KEPT[kind])
 
 
-def _counts(budget: Budget, entry: SpendEntry, lease: Lease | None) -> bool:
+def counts(budget: Budget, entry: SpendEntry, lease: Lease | None) -> bool:
     """Whether the entry counts against the budget. Where the entry names no API key, its lease knows whose budgets paid."""
     if budget.covers(entry.feature, entry.model, entry.api_key):
         return True
