@@ -5,6 +5,8 @@ import logging
 import signal
 import sys
 
+from prometheus_client import REGISTRY
+
 from taximeter_producers.health import HealthServer
 from taximeter_producers.logs import configure_logging
 from taximeter_streams.meter import metrics
@@ -39,6 +41,7 @@ def _work(settings: MeterSettings, starting: Starting) -> None:
     client = starting.warehouse(settings.clickhouse_url)
     index = RocksIndex(settings.state_dir / "meter" / "index")
     metrics.INDEX_ENTRIES.set_function(index.entries_estimated)
+    metrics.INDEX_BYTES.set_function(lambda: metrics.folder_bytes(settings.state_dir / "meter" / "index"))
     control = starting.control(settings.kafka_bootstrap_servers)
     meter = Meter(
         settings,
@@ -48,6 +51,7 @@ def _work(settings: MeterSettings, starting: Starting) -> None:
         control,
         _folding(settings),
     )
+    REGISTRY.register(meter.lag)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: meter.stop())
     starting.hand_over(meter.alive, meter.ready)

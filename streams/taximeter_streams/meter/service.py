@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from operator import lt
 from typing import Any
@@ -22,6 +22,7 @@ from taximeter_schemas.topics import USAGE_EVENTS
 from taximeter_streams.meter import metrics
 from taximeter_streams.meter.batch import Arrivals, Batch, Folding, Place
 from taximeter_streams.meter.dedupe import DedupeIndex
+from taximeter_streams.meter.log_end import LogEnd
 from taximeter_streams.meter.pricing import Pricing
 from taximeter_streams.meter.publishing import Publisher, PublishError
 from taximeter_streams.meter.settings import MeterSettings
@@ -74,6 +75,8 @@ class Meter:
         self._doing: tuple[float, str, int | None] = (self._polled_at, "starting", None)
         """Since when (monotonic seconds), which step, of which partition."""
         publisher.on_wait = self._note_wait
+        self._log_end = LogEnd(settings.kafka_bootstrap_servers)
+        self.lag = metrics.Lag(self._next_offset.copy, self._log_end.end_of)
         self._consumer = Consumer(
             {
                 "bootstrap.servers": settings.kafka_bootstrap_servers,
@@ -177,8 +180,7 @@ class Meter:
         batch = self._folding.fold(arrivals, Place(self._settings.log_id, partition), self._index, self._pricing)
         # Rejected messages leave before the insert: after it, a crash would lose the only copy that names the reason.
         self._repeat("rejected", partition, lambda: self._publisher.send_rejected(batch.rejected, partition))
-        with metrics.INSERT_SECONDS.time():
-            self._repeat("insert", partition, lambda: self._insert(partition, position, batch, arrivals.last))
+        self._repeat("insert", partition, lambda: self._insert(partition, position, batch, arrivals.last))
         batch.mark(self._index)
         self._next_offset[partition] = arrivals.last + 1
         spent = batch.spend(datetime.now(UTC))
@@ -188,7 +190,8 @@ class Meter:
 
     def _insert(self, partition: int, position: int, batch: Batch, last: int) -> None:
         self._check_own(partition, position)
-        batch.insert(self._warehouse)
+        with metrics.INSERT_SECONDS.time():
+            batch.insert(self._warehouse)
         # A pause within the call: another owner may have written from the same offset, and then the server dropped our block.
         self._check_own(partition, position)
         if partition in self._unconfirmed:
@@ -360,7 +363,10 @@ class Meter:
             metrics.MESSAGES.labels(disposition, reason).inc(count)
         metrics.BATCH_MESSAGES.observe(len(arrivals))
         metrics.POSITION.labels(partition).set(arrivals.last + 1)
-        metrics.LAG_SECONDS.labels(partition).set(max(0.0, time.time() - arrivals.arrived_at_ms[-1] / 1000))
+        self.lag.written(partition, arrivals.arrived_at_ms[-1])
+        place = TopicPartition(USAGE_EVENTS.name, partition)
+        with suppress(KafkaException):  # the partition may have gone to another worker by now
+            self._log_end.seen(partition, self._consumer.get_watermark_offsets(place, cached=True)[1])
         outcome: dict[str, Any] = {"/".join(filter(None, key)): count for key, count in counts.items()}
         _log.info("batch", extra={"partition": partition, "first": arrivals.first, "last": arrivals.last, **outcome})
 
