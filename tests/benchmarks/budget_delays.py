@@ -7,7 +7,6 @@ keeper, alerts service and back. A top-up's time runs from before it is recorded
 import http.client
 import http.server
 import json
-import os
 import tempfile
 import threading
 import time
@@ -210,11 +209,7 @@ def report(rows: dict[str, list[float]]) -> str:
         [title, f"{len(delays)}", *(f"{percentile(delays, share):.2f}" for share in (0.5, 0.99)), f"{max(delays):.2f}"]
         for title, delays in rows.items()
     ]
-    load = os.getloadavg()[0]
-    intro = (
-        f"{GATEWAYS} gateways and the whole embedded stack on one machine, whose load was {load:.0f} at the end, other work"
-        " included."
-    )
+    intro = f"{GATEWAYS} gateways and the whole embedded stack on one machine."
     return f"{intro}\n\n{table(['seconds', 'measured', 'p50', 'p99', 'greatest'], lines)}"
 
 

@@ -139,18 +139,21 @@ def report(results: Mapping[str, Measured], rounds: int, seconds: float) -> str:
     lines: list[tuple[str, Callable[[Measured], str]]] = [
         ("requests a second, 64 connections", lambda measured: spread(measured.requests_per_second)),
         ("CPU a request, µs", lambda measured: spread(measured.cpu_us)),
+        ("requests a second of CPU", lambda measured: spread([1e6 / value for value in measured.cpu_us if value])),
         ("added latency p50, ms", lambda measured: added(measured.alone_p50_us, floor_p50)),
         ("added latency p99, ms", lambda measured: added(measured.alone_p99_us, floor_p99)),
         ("latency at 64 connections p50, ms", lambda m: spread([value / 1_000 for value in m.busy_p50_us], 1)),
         ("latency at 64 connections p99, ms", lambda m: spread([value / 1_000 for value in m.busy_p99_us], 1)),
         ("streams a second, 64 connections", lambda measured: spread(measured.streams_per_second)),
         ("CPU a stream, µs", lambda measured: spread(measured.stream_cpu_us)),
+        ("streams a second of CPU", lambda m: spread([1e6 / value for value in m.stream_cpu_us if value])),
         ("answers other than 200", lambda measured: f"{measured.refused:,}"),
     ]
     rows = [[title, *(shown(measured) for measured in results.values())] for title, shown in lines]
     intro = (
         f"Median of {rounds} rounds of {seconds:g} s each, least and greatest in brackets; prompts of 50 tokens, answers of"
-        f" {OUTPUT_TOKENS} (a stream: {OUTPUT_TOKENS} chunks)."
+        f" {OUTPUT_TOKENS} (a stream: {OUTPUT_TOKENS} chunks). Where other work shared the machine (see its load), the rates of"
+        " CPU time are what to compare: what one core would do that the gateway has for itself."
     )
     return f"{intro}\n\n{table(['', *results], rows)}"
 

@@ -19,6 +19,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
     """The median, and the least and greatest of the rounds: "3,012 (2,950 to 3,100)"."""
+    if not values:
+        return ""
     middle = f"{statistics.median(values):,.{digits}f}"
     if len(values) == 1:
         return middle
@@ -42,6 +44,7 @@ def keep(part: str, text: str) -> None:
     print(text)
     begin, end = f"<!-- {part} begins -->", f"<!-- {part} ends -->"
     page = PAGE.read_text()
-    stamp = f"Measured {datetime.now(UTC):%Y-%m-%d} on {machine()}."
+    load = f"load {os.getloadavg()[2]:.0f} over the last quarter of an hour"
+    stamp = f"Measured {datetime.now(UTC):%Y-%m-%d} on {machine()}; {load}."
     kept = f"{begin}\n{stamp}\n\n{text}\n{end}"
     PAGE.write_text(re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: kept, page, flags=re.DOTALL))
