@@ -13,11 +13,13 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from taximeter_inference.forwarding import PREFIX, TOLERANCE_SECONDS, Forwarded, is_forwarded
-from taximeter_inference.vllm.errors import DriftError, ForeignTagsError, UntaggedError
+from taximeter_inference.vllm.answers import AnswerMeter
+from taximeter_inference.vllm.errors import DriftError, ForeignAdapterError, ForeignTagsError, UntaggedError
 from taximeter_inference.vllm.exchange import CURRENT, Exchange
 from taximeter_inference.vllm.settings import WorkerSettings
-from taximeter_inference.vllm.tags import OPERATIONS, is_named, signed_tags, tag_headers, trusted_tags
-from taximeter_inference.vllm.worker import WorkerMeter
+from taximeter_inference.vllm.tags import OPERATIONS, is_named, signed_tags, tag_headers, trusted_tags, untagged
+from taximeter_inference.vllm.usage import Origin
+from taximeter_inference.vllm.worker import WorkerMeter, open_producer, pool_keys
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -25,6 +27,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+UNMETERED = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/tokenize", "/detokenize")
+"""Routes that do not use the engine for anybody."""
+_INFERENCE = ("/v1/", "/v2/", "/inference/", "/pooling", "/classify", "/invocations", "/generative_scoring")
 _TENANT_HEADER = f"{PREFIX}tenant"
 _log = logging.getLogger(__name__)
 
@@ -38,6 +43,7 @@ class Middleware:
         self._secrets = self._settings.forwarding_secrets
         self._seen = SeenRequests()
         self._meter: WorkerMeter | None = None
+        self._answers: AnswerMeter | None = None
 
     def use(self, meter: WorkerMeter) -> None:
         """Meter with this one, which the caller closes, where there is no server to start and stop it."""
@@ -54,8 +60,7 @@ class Middleware:
             await self._app(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began, path = time.perf_counter(), scope["path"]
-        meter = self._meter
+        began, path, meter = time.perf_counter(), scope["path"], self._meter
         try:
             tags = self._tags(scope, path)
         except UntaggedError as error:
@@ -63,6 +68,9 @@ class Middleware:
             return
         except ForeignTagsError as error:
             await _refuse(scope, send, 401, "foreign_tags", str(error))
+            return
+        if self._answers is not None:
+            await self._serve_by_answers(self._answers, scope, receive, send, tags)
             return
         if meter is None or (path in OPERATIONS and not meter.has_room):
             await _refuse(scope, send, 503, "cannot_meter", "this worker cannot meter requests now")
@@ -83,6 +91,21 @@ class Middleware:
         finally:
             CURRENT.reset(before)
             meter.end(exchange)
+
+    async def _serve_by_answers(
+        self, answers: AnswerMeter, scope: Scope, receive: Receive, send: Send, tags: Forwarded | None
+    ) -> None:
+        path = scope["path"]
+        if path in OPERATIONS and scope["type"] == "http":
+            try:
+                await answers.serve(self._app, scope, receive, send, tags or untagged(path))
+            except ForeignAdapterError as error:
+                await _refuse(scope, send, 404, "unknown_model", str(error))
+        elif path in UNMETERED or not path.startswith(_INFERENCE):
+            await self._app(scope, receive, send)
+        else:
+            # Nothing holds on to the engine, so what cannot be read is not served.
+            await _refuse(scope, send, 501, "cannot_meter", f"{path} cannot be metered by its answers")
 
     def _tags(self, scope: Scope, path: str) -> Forwarded | None:
         """The request's tags; None where it has none and may go without until it reaches the engine."""
@@ -106,7 +129,7 @@ class Middleware:
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            self._meter = await asyncio.to_thread(self._start, scope)
+            await asyncio.to_thread(self._start, scope)
         except Exception as error:  # noqa: BLE001 - whatever it was, the server must be told, and ends
             _log.critical("taximeter: this worker does not serve: %s", error)
             await receive()
@@ -114,17 +137,34 @@ class Middleware:
             return
 
         async def send_on(message: Message) -> None:
-            if message["type"].startswith("lifespan.shutdown") and self._meter is not None:
-                await asyncio.to_thread(self._meter.close)
+            if message["type"].startswith("lifespan.shutdown"):
+                await asyncio.to_thread(self._stop)
             await send(message)
 
         await self._app(scope, receive, send_on)
 
-    def _start(self, scope: Scope) -> WorkerMeter:
-        engine = getattr(scope["app"].state, "engine_client", None)
-        if engine is None or not hasattr(engine, "output_processor"):
-            raise DriftError("vLLM's server has no engine with an output processor in its own process")
-        return WorkerMeter(engine, self._settings)
+    def _start(self, scope: Scope) -> None:
+        state, settings = scope["app"].state, self._settings
+        engine = getattr(state, "engine_client", None)
+        try:
+            if engine is None or not hasattr(engine, "output_processor"):
+                raise DriftError("vLLM's server has no engine with an output processor in its own process")
+            self._meter = WorkerMeter(engine, settings)
+        except DriftError as error:
+            if settings.worker_on_drift == "refuse":
+                raise
+            _log.error("taximeter: metering by answers alone, marked as such: %s", error)
+            producer, name = open_producer(settings)
+            keys = pool_keys(settings) if settings.worker_isolation == "pool" else None
+            arguments = getattr(state, "args", None)
+            model = (getattr(arguments, "served_model_name", None) or [getattr(arguments, "model", "unnamed")])[0]
+            self._answers = AnswerMeter(producer, settings, keys, Origin(name, producer.worker_id, str(model)))
+
+    def _stop(self) -> None:
+        if self._meter is not None:
+            self._meter.close()
+        if self._answers is not None:
+            self._answers.close()
 
 
 class SeenRequests:

@@ -46,11 +46,11 @@ class WorkerMeter:
         owner = getattr(engine, "llm_engine", engine)
         config = owner.vllm_config
         self.settings = settings
-        self._producer, name = _open_producer(settings)
+        self._producer, name = open_producer(settings)
         self._journal = Journal(settings.spool_dir / f"{name}.open")
         self._report_lost()
         self._numbers = itertools.count()
-        keys = _pool_keys(settings)
+        keys = pool_keys(settings)
         self._source = source_of(getattr(config, "kv_events_config", None))
         self._join = BlockJoin(self._source.poll, keys, settings.worker_audit) if self._source is not None else None
         guard = Guard(
@@ -143,7 +143,7 @@ def served_name(model_config: Any) -> str:
     return str(names[0] if isinstance(names, list | tuple) else names)
 
 
-def _open_producer(settings: WorkerSettings) -> tuple[UsageProducer, str]:
+def open_producer(settings: WorkerSettings) -> tuple[UsageProducer, str]:
     """A producer with a spool of its own: several API server processes may share a worker's name."""
     for number in range(PROCESSES_MAX):
         name = f"{settings.worker_id}-{number}" if number else settings.worker_id
@@ -157,7 +157,7 @@ def _open_producer(settings: WorkerSettings) -> tuple[UsageProducer, str]:
     raise WorkerError(f"{PROCESSES_MAX} processes already use the worker id {settings.worker_id}")
 
 
-def _pool_keys(settings: WorkerSettings) -> PoolKeys:
+def pool_keys(settings: WorkerSettings) -> PoolKeys:
     """The keys of salts and block names; without a secret, names that hold for this start only."""
     secret = settings.salt_secret
     return PoolKeys(secret.get_secret_value().encode() if secret else token_bytes(32), settings.salt_key_id)
