@@ -31,6 +31,7 @@ from taximeter_sql import connect
 RUNS = Counter("taximeter_reconcile_runs", "Looks by how they ended: clean, findings or failed", ["outcome"])
 FINDINGS = Gauge("taximeter_reconcile_findings", "What the last look found, by law", ["law"])
 PARKED = Gauge("taximeter_reconcile_parked_tenants", "Tenants that the last look left parked")
+UNRATED = Gauge("taximeter_reconcile_unrated_events", "Events without a price, in what the last look covered")
 REPAIRED = Counter("taximeter_reconcile_repaired_cells", "Cells of rollups that were repaired")
 LAST_LOOK = Gauge(
     "taximeter_reconcile_last_look_timestamp_seconds", "When the last look ended that did not fail (Unix time)"
@@ -128,6 +129,7 @@ def _account(done: Round, seconds: float) -> None:
         FINDINGS.labels(law).set(count)
     RUNS.labels("clean" if report.clean else "findings").inc()
     PARKED.set(len(done.parking.parked))
+    UNRATED.set(sum(row.unrated for row in report.tenants))
     REPAIRED.inc(len(report.repaired))
     LAST_LOOK.set(time.time())
     findings = [f"{check.law}: {found}" for check in report.checks for found in check.findings]
