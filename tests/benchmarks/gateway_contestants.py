@@ -20,6 +20,7 @@ import pydantic
 from taximeter.embedded.broker import EmbeddedBroker
 from taximeter.embedded.ports import free_port
 from taximeter.embedded.processes import ChildProcess
+from taximeter.embedded.tether import tethered_command
 from taximeter_producers.control import publish
 from taximeter_producers.topics import ensure_topics
 from taximeter_schemas.budgets import Budget
@@ -100,7 +101,7 @@ def fake_upstream(folder: Path, cpu: int | None = None) -> Iterator[str]:
     """The model server; yields its address."""
     port = free_port()
     command = [sys.executable, "-m", "tests.benchmarks.gateway_upstream", "--port", str(port)]
-    child = ChildProcess("upstream", command, {}, folder / "upstream.log")
+    child = ChildProcess("upstream", tethered_command(command), {}, folder / "upstream.log")
     with pinned(cpu), running([child]):
         await_answer(f"http://127.0.0.1:{port}/health", child)
         yield f"http://127.0.0.1:{port}"
@@ -128,7 +129,12 @@ def litellm(folder: Path, python: Path, upstream: str, count: int = 1, cpu: int 
         "1",
     ]
     children = [
-        ChildProcess(f"litellm-{number}", [*command, "--port", str(port)], environment, folder / f"{number}.log")
+        ChildProcess(
+            f"litellm-{number}",
+            tethered_command([*command, "--port", str(port)]),
+            environment,
+            folder / f"{number}.log",
+        )
         for number, port in enumerate(ports)
     ]
     urls = [f"http://127.0.0.1:{port}" for port in ports]
@@ -208,7 +214,7 @@ def service(
 ) -> tuple[str, ChildProcess]:
     """A service of ours on a free port, not started yet: its address and its process."""
     port = free_port()
-    command = [sys.executable, "-m", module]
+    command = tethered_command([sys.executable, "-m", module])
     child = ChildProcess(name, command, {**environment, port_variable: str(port)}, folder / f"{name}.log")
     return f"http://127.0.0.1:{port}", child
 
