@@ -207,6 +207,30 @@ def test_usage_and_invoices(api: httpx.Client, book: Engine, warehouse: Client) 
     assert "INV-000002" in api.get("/invoices").text
 
 
+def test_invoices_are_proven_voided_and_credited(api: httpx.Client, book: Engine, warehouse: Client) -> None:
+    costs = [{"id": "c", "version": 1, "effective_from": "2026-01-01T00:00:00Z",
+              "prices": [{"model": "m", "uncached_input": "0.10", "output": "9"}]}]  # fmt: skip
+    declare(api, {**content(), "cost_cards": costs})
+    insert(warehouse, *shared_prefix())
+    close_period(book, UsageReader(warehouse), PERIOD, datetime.now(UTC), early=True)
+    assert api.post("/v1/invoices/review", json={"invoice": "acme/2026-11"}).json()["reviewed_at"]
+    wanted = {"period": PERIOD, "reviewed_only": True}
+    assert [row["tenant"] for row in api.post("/v1/invoices/finalize", json=wanted).json()["finalized"]] == ["acme"]
+    assert api.get("/v1/verify?invoice=INV-000001").json()["proven"] is True
+    explained = api.get("/v1/explain?invoice=INV-000001&line=1").json()
+    assert (explained["agrees"], explained["events"][0]["event_id"]) == (True, "a")
+    margins = {row["name"]: row for row in api.get(f"/v1/margins?period={PERIOD}&by=model").json()["margins"]}
+    assert margins["m"]["negative"] is True
+    refused = api.post("/v1/invoices/credit", json={"number": "INV-000001", "reason": "x", "amount": "a lot"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_amount")
+    given = api.post("/v1/invoices/credit", json={"number": "INV-000001", "reason": "x", "amount": "0.01"})
+    assert (given.status_code, given.json()["total_minor"]) == (201, "-1")
+    assert [note["number"] for note in api.get("/v1/credit-notes").json()] == ["CN-000001"]
+    voided = api.post("/v1/invoices/void", json={"number": "INV-000001", "reason": "address"}).json()
+    assert (voided["status"], voided["void_reason"]) == ("void", "address")
+    assert api.post("/v1/invoices/void", json={"number": "INV-000001", "reason": "x"}).status_code == 409
+
+
 def test_the_process_publishes_what_is_declared_and_stops_cleanly(
     settings: BillingSettings, book: Engine, api: httpx.Client, tmp_path: Path
 ) -> None:

@@ -13,13 +13,13 @@ from starlette.exceptions import HTTPException
 
 from taximeter_billing.book import InvoiceRow, OutboxRow, ParkedRow, StripeEventRow
 from taximeter_billing.errors import BillingError
-from taximeter_billing.service import declared, invoicing, pages, stripe_webhooks, top_ups
+from taximeter_billing.service import declared, invoicing, pages, proving, stripe_webhooks, top_ups
 from taximeter_billing.service.access import authorize
 from taximeter_billing.service.sender import ControlSender
 from taximeter_billing.service.stripe_webhooks import StripeInbox
 from taximeter_billing.settings import BillingSettings
 from taximeter_producers.errors import ControlError
-from taximeter_schemas.errors import PeriodError
+from taximeter_schemas.errors import AmountError, PeriodError
 from taximeter_sql import WarehouseError
 
 
@@ -33,6 +33,7 @@ def build_app(settings: BillingSettings, book: Engine, sender: ControlSender, in
     known = [Depends(caller)]
     app.include_router(declared.router(settings, book, caller), prefix="/v1", dependencies=known)
     app.include_router(top_ups.router(settings, book, caller), prefix="/v1", dependencies=known)
+    app.include_router(proving.router(settings, book, caller), prefix="/v1", dependencies=known)
     app.include_router(invoicing.router(settings, book), prefix="/v1", dependencies=known)
     app.include_router(pages.router(book), dependencies=known)
     app.include_router(stripe_webhooks.router(settings, book, inbox), prefix="/v1")
@@ -109,6 +110,10 @@ def _name_errors(app: FastAPI) -> None:
     @app.exception_handler(PeriodError)
     def period(_request: Request, error: PeriodError) -> Response:
         return refuse(422, "invalid_period", str(error))
+
+    @app.exception_handler(AmountError)
+    def amount(_request: Request, error: AmountError) -> Response:
+        return refuse(422, "invalid_amount", str(error))
 
     @app.exception_handler(ControlError)
     def control(_request: Request, error: ControlError) -> Response:

@@ -25,6 +25,10 @@ _PATHS = {
     "rate-cards": ControlKind.RATE_CARD,
     "cache-pools": ControlKind.CACHE_POOL,
     "cache-policies": ControlKind.CACHE_POLICY,
+    "plans": ControlKind.PLAN,
+    "contracts": ControlKind.CONTRACT,
+    "credits": ControlKind.CREDIT_GRANT,
+    "cost-cards": ControlKind.COST_CARD,
 }
 
 

@@ -34,10 +34,11 @@ class PeriodToClose(BaseModel):
 
 
 class PeriodToFinalize(BaseModel):
-    """A month, of one tenant or of all."""
+    """A month, of one tenant or of all; `reviewed_only` leaves drafts alone that nobody has looked at."""
 
     period: str
     tenant: str | None = None
+    reviewed_only: bool = False
 
 
 def router(settings: BillingSettings, book: Engine) -> APIRouter:
@@ -87,12 +88,20 @@ def router(settings: BillingSettings, book: Engine) -> APIRouter:
                 only=what.tenant,
             )
         names = ("drafted", "unchanged", "final", "without_usage", "parked", "late")
-        return {name: getattr(closed, name) for name in names}
+        refunds = {tenant: str(pico) for tenant, pico in closed.refunds.items()}
+        return {**{name: getattr(closed, name) for name in names}, "refunds_pico": refunds}
 
     @api.post("/invoices/finalize")
     def finalize(what: PeriodToFinalize) -> dict[str, Any]:
         """Finalize the month's drafts, each with the next number. Doing it again does nothing."""
-        rows = finalize_period(book, what.period, settings.invoice_series, datetime.now(UTC), what.tenant)
+        rows = finalize_period(
+            book,
+            what.period,
+            settings.invoice_series,
+            datetime.now(UTC),
+            what.tenant,
+            reviewed_only=what.reviewed_only,
+        )
         return {"finalized": [as_json(row) for row in rows]}
 
     @api.get("/invoices/{reference:path}")
@@ -114,11 +123,16 @@ def as_json(row: InvoiceRow) -> dict[str, Any]:
         "currency": row.currency,
         "list_pico": str(row.list_pico),
         "savings_pico": str(row.savings_pico),
+        "adjustments_pico": str(row.adjustments_pico),
         "net_pico": str(row.net_pico),
         "total_minor": str(row.total_minor),
         "document_sha256": row.document_sha256,
         "drafted_at": row.drafted_at,
+        "revision": row.revision,
+        "reviewed_at": row.reviewed_at,
         "finalized_at": row.finalized_at,
+        "voided_at": row.voided_at,
+        "void_reason": row.void_reason,
         "stripe_invoice_id": row.stripe_invoice_id,
         "stripe_status": row.stripe_status,
     }
