@@ -5,7 +5,7 @@ UV := .venv/bin/uv
 RUN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test faults faults-long demo up clean bench-gateway bench-budget vllm test-vllm bench-vllm
+.PHONY: help setup check test faults faults-long demo up clean bench-gateway bench-budget vllm test-vllm bench-vllm demo-vllm
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
@@ -63,7 +63,11 @@ vllm: setup ## An environment with vLLM for CPUs and tiny models, in .cache
 	@.ci/vllm/setup.sh
 
 test-vllm: vllm ## The suite on real vLLM
+	@.ci/vllm/older.sh
 	$(RUN)/pytest -m vllm tests/vllm
 
 bench-vllm: vllm ## What the plugin costs a vLLM server
 	PYTHONPATH=. .cache/vllm-venv/bin/python -m tests.benchmarks.vllm_overhead
+
+demo-vllm: vllm ## One turn over three vLLM workers, and what each hop cost
+	$(RUN)/python -m taximeter.demo.vllm_turn
