@@ -5,7 +5,7 @@ UV := .venv/bin/uv
 RUN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test faults faults-long demo up clean bench-gateway bench-budget vllm test-vllm bench-vllm demo-vllm
+.PHONY: bench help setup check test faults faults-long demo up clean bench-gateway bench-budget vllm test-vllm bench-vllm demo-vllm
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ demo: setup ## The whole pipeline, from a request to a proven invoice
 
 up: setup ## Start the embedded stack and keep it running
 	$(RUN)/taximeter up
+
+bench: setup ## The metering path: the limit, ours, faust and quixstreams on Apache Kafka; the tables of docs/benchmarks.md
+	$(RUN)/python -m tests.benchmarks --write
 
 clean: ## Remove caches and the environment
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

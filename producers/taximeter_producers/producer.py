@@ -25,7 +25,6 @@ from taximeter_producers.errors import InvalidEventError, ProducerClosedError, P
 from taximeter_producers.frames import SpoolRecord
 from taximeter_producers.spool import Spool
 from taximeter_schemas import UsageEvent, wire
-from taximeter_schemas.events import Worker
 from taximeter_schemas.rejections import EVENT_BYTES_MAX
 from taximeter_schemas.topics import USAGE_EVENTS
 
@@ -69,8 +68,9 @@ class UsageProducer:
         atexit.register(self.close)
 
     def emit(self, event: UsageEvent | wire.UsageEvent | Mapping[str, object]) -> None:
-        """Take an event (the model, its hot-path twin, or its JSON as a mapping). Returns at once; `flush` and `close` say when it is safe. Never waits for the network.
+        """Take an event: the model, its hot-path twin, or its JSON as a mapping. Never waits for the network.
 
+        Returns at once; `flush` and `close` say when it is safe.
         Raises InvalidEventError, SpoolFullError (nowhere to put it) or ProducerClosedError; then it was not taken.
         """
         self._take(event, None)
@@ -125,26 +125,36 @@ class UsageProducer:
     ) -> None:
         await asyncio.to_thread(self.close)
 
-    def _take(
-        self, event: UsageEvent | wire.UsageEvent | Mapping[str, object], safe: Future[Safe] | None
-    ) -> None:
-        known = event if isinstance(event, UsageEvent | wire.UsageEvent) else parse_event(event)
+    def _take(self, event: UsageEvent | wire.UsageEvent | Mapping[str, object], safe: Future[Safe] | None) -> None:
+        known = checked(event)
         with self._numbering:
             if self._closed:
                 raise ProducerClosedError("the producer was closed")
             if os.getpid() != self._process:
                 raise ProducerClosedError("the producer belongs to the process that made it; make one after the fork")
             stamped = known if known.data.worker else self._stamped(known)
-            self._courier.take(Parcel(SpoolRecord(known.id.encode(), encode_event(stamped)), safe))
+            self._courier.take(Parcel(SpoolRecord(known.id.encode(), encode_checked(stamped)), safe))
             # Only now: a refused event leaves no gap.
             self._sequence += stamped is not known
 
-    def _stamped(self, event: UsageEvent | wire.UsageEvent) -> UsageEvent | wire.UsageEvent:
+    def _stamped(self, event: wire.UsageEvent) -> wire.UsageEvent:
+        mark = wire.Worker(id=self.worker_id, sequence=self._sequence)
+        return msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, worker=mark))
+
+
+def checked(event: UsageEvent | wire.UsageEvent | Mapping[str, object]) -> wire.UsageEvent:
+    """Any form of an event as the struct, every constraint looked at. Raises InvalidEventError.
+
+    A struct or a model may have been made or copied unchecked, so that its type proves nothing.
+    """
+    try:
+        if isinstance(event, UsageEvent):
+            return wire.from_model(event)
         if isinstance(event, wire.UsageEvent):
-            mark = wire.Worker(id=self.worker_id, sequence=self._sequence)
-            return msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, worker=mark))
-        worker = Worker(id=self.worker_id, sequence=self._sequence)
-        return event.model_copy(update={"data": event.data.model_copy(update={"worker": worker})})
+            return wire.decode(wire.encode(event))
+    except wire.WireError as error:
+        raise InvalidEventError(str(error)) from None
+    return wire.from_model(parse_event(event))
 
 
 def parse_event(event: Mapping[str, object]) -> UsageEvent:
@@ -159,13 +169,14 @@ def parse_event(event: Mapping[str, object]) -> UsageEvent:
 
 def encode_event(event: UsageEvent | wire.UsageEvent) -> bytes:
     """The event's bytes on the wire. Raises InvalidEventError, also for one that was made or copied unchecked."""
-    payload = event.to_json() if isinstance(event, UsageEvent) else wire.encode(event)
+    return encode_checked(checked(event))
+
+
+def encode_checked(event: wire.UsageEvent) -> bytes:
+    """The bytes of an event whose constraints hold. Raises InvalidEventError when they are too many."""
+    payload = wire.encode(event)
     if len(payload) > EVENT_BYTES_MAX:
         raise InvalidEventError(f"the event has {len(payload)} bytes; {EVENT_BYTES_MAX} is the limit")
-    try:
-        wire.decode(payload)
-    except wire.WireError as error:
-        raise InvalidEventError(str(error)) from None
     return payload
 
 

@@ -1,5 +1,6 @@
 """Processes under measurement: each held to one core, and asked for its CPU time and its memory. Linux only, from /proc."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def hold_to(pid: int, allowed: Sequence[int]) -> None:
     """Hold every thread of the process and of its children to those cores; threads to come inherit it."""
     for one in tree(pid):
         tasks = Path("/proc") / str(one) / "task"
-        if tasks.exists():
+        with contextlib.suppress(OSError):  # it, or one of its threads, may end meanwhile
             for task in tasks.iterdir():
                 os.sched_setaffinity(int(task.name), allowed)
 

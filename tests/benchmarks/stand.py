@@ -21,6 +21,7 @@ from taximeter_schemas.topics import USAGE_EVENTS
 from taximeter_sql import connect, migrate
 from tests.benchmarks import processes, traffic
 from tests.benchmarks.preloaded import copy_index
+from tests.benchmarks.progress import note
 from tests.face_process import FaceProcess
 from tests.kafka_broker import ApacheKafka
 
@@ -71,16 +72,18 @@ class Candidate:
 class Stand:
     """Starts broker and warehouse; `fill` puts events into the log, `measure` runs a candidate on all of them."""
 
-    def __init__(self, folder: Path, partitions: int = 1) -> None:
+    def __init__(self, folder: Path, partitions: int = 1, warehouse: bool = True) -> None:
         self.folder = folder
         self.partitions = partitions
         self.kafka = ApacheKafka(folder / "kafka")
         self.face = FaceProcess(folder)
         self.filled = 0
+        self._with_warehouse = warehouse
 
     def __enter__(self) -> Self:
         self.kafka.start()
-        self.face.start()
+        if self._with_warehouse:
+            self.face.start()
         ensure_topics(self.kafka.bootstrap_servers, self.partitions, 1)
         self._hold_servers()
         return self
@@ -131,6 +134,24 @@ class Stand:
                 client.command(f"DROP DATABASE {database}")
         return measured
 
+    def stretches(self, candidate: Candidate, total: int, stretch: int) -> list[Measured]:
+        """Let one run store `total` events, which are put into the log stretch by stretch, and measure each stretch."""
+        database = f"bench_{secrets.token_hex(4)}"
+        found = []
+        with connect(self.face.url(database)) as client:
+            migrate(client)
+            child = self._child(candidate, database, 0)
+            try:
+                child.start()
+                for number in range(total // stretch):
+                    self.fill(stretch, seed=number)
+                    found.append(self._watch(candidate, [child], client, self.filled, self.filled - stretch))
+                    note(f"{self.filled:,} stored: {found[-1].worker_us:.2f} us of CPU an event")
+            finally:
+                child.stop()
+                client.command(f"DROP DATABASE {database}")
+        return found
+
     def _child(self, candidate: Candidate, database: str, number: int) -> ChildProcess:
         name = f"{candidate.name}-{database}-{number}"
         if candidate.index is not None:
@@ -147,7 +168,9 @@ class Stand:
         }
         return ChildProcess(name, tethered_command(candidate.command), environment, self.folder / f"{name}.log")
 
-    def _watch(self, candidate: Candidate, children: list[ChildProcess], client: Client, wanted: int) -> Measured:
+    def _watch(
+        self, candidate: Candidate, children: list[ChildProcess], client: Client, wanted: int, since: int = 0
+    ) -> Measured:
         def stored() -> int:
             for child in children:
                 if not child.running:
@@ -156,7 +179,7 @@ class Stand:
 
         pids = [child.pid or 0 for child in children]
         deadline = time.monotonic() + FIRST_ROWS_SECONDS_MAX
-        while (first := stored()) == 0:
+        while (first := stored()) <= since:
             for number, pid in enumerate(pids):
                 processes.hold_to(pid, [processes.cores()[number % len(processes.cores())]])
             if time.monotonic() > deadline:

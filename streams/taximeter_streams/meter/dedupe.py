@@ -125,6 +125,8 @@ class RocksIndex:
         # Nearly every identity that is asked for is new, and a filter in memory says so; what is written stays in memory for a
         # while. Few levels: entries are never changed, so merging them again and again only costs.
         options.set_write_buffer_size(MEMTABLE_BYTES)
+        options.set_memtable_prefix_bloom_ratio(0.1)
+        options.set_memtable_whole_key_filtering(True)
         options.set_compaction_style(DBCompactionStyle.universal())
         # Hashes cannot be compressed.
         options.set_compression_type(DBCompressionType.none())

@@ -1,0 +1,130 @@
+"""`python -m tests.benchmarks`: measures the metering path and prints its table as Markdown.
+
+`--write` puts the table into docs/benchmarks.md as well. Progress goes to standard error. Needs java and mvn (Apache Kafka).
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.benchmarks import emitting, latency, report, throughput
+from tests.benchmarks.preloaded import CACHE
+from tests.benchmarks.progress import note
+from tests.benchmarks.stand import Candidate, Stand
+from tests.benchmarks.throughput import Sizes
+
+_PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+SECTIONS = ("throughput", "flat", "workers", "latency", "emit")
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument(
+        "--only", action="append", choices=SECTIONS, help="measure only this; may be given several times"
+    )
+    parser.add_argument("--candidates", default="limit,ours,ours (no kernel),faust,quixstreams", help="for throughput")
+    parser.add_argument("--quick", action="store_true", help="tiny counts: shows that it runs, measures nothing")
+    parser.add_argument("--full", action="store_true", help="up to 20 million stored events (the section `flat`)")
+    parser.add_argument("--events", type=int, help="events in the log (1,000,000)")
+    parser.add_argument("--identities", type=int, help="identities in the index beforehand (10,000,000)")
+    parser.add_argument("--runs", type=int, help="runs of each candidate (5)")
+    parser.add_argument(
+        "--nice", type=int, default=0, help="raise the priority by that much: for a machine that others use too"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON instead")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
+    options = parser.parse_args()
+    if options.nice:
+        with contextlib.suppress(PermissionError):
+            os.nice(-options.nice)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    found: dict[str, object] = {}
+    for section in options.only or SECTIONS:
+        note(f"{section} ...")
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix="run-") as folder:
+            found[section] = _RUN[section](Path(folder), options)
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    table = report.render(found, report.machine())
+    print(table)
+    if options.write:
+        _PAGE.write_text(report.replaced(_PAGE.read_text(), found, table))
+
+
+def _sizes(options: argparse.Namespace) -> Sizes:
+    usual = Sizes(5_000, 1_000, 1, 5.0) if options.quick else Sizes(1_000_000, 10_000_000, 5, 15.0)
+    identities = usual.identities if options.identities is None else options.identities
+    return Sizes(options.events or usual.events, identities, options.runs or usual.runs, usual.slow_seconds)
+
+
+def _throughput(folder: Path, options: argparse.Namespace) -> object:
+    sizes = _sizes(options)
+    names = ["ours"] if options.quick else options.candidates.split(",")
+    with Stand(folder) as stand:
+        size = stand.fill(sizes.events)
+        runs = throughput.measure(stand, names, sizes)
+    return {
+        "event_bytes": size, "events": sizes.events, "identities": sizes.identities,
+        "runs": {name: [asdict(one) for one in measured] for name, measured in runs.items()},
+    }  # fmt: skip
+
+
+def _flat(folder: Path, options: argparse.Namespace) -> object:
+    """One meter from an empty warehouse on; what an event costs in each stretch."""
+    total = 20_000_000 if options.full else 3_000_000
+    stretch = total // 10
+    if options.quick:
+        total, stretch = 4_000, 2_000
+    with Stand(folder) as stand:
+        candidate = Candidate("meter", [sys.executable, "-m", "taximeter_streams.meter"], seconds_max=1_200.0)
+        return {"stretch": stretch, "stretches": [asdict(one) for one in stand.stretches(candidate, total, stretch)]}
+
+
+def _workers(folder: Path, options: argparse.Namespace) -> object:
+    """One, two and four workers on four partitions: throughput by the CPU time of an event."""
+    sizes = _sizes(options)
+    found = {}
+    with Stand(folder, partitions=4) as stand:
+        stand.fill(sizes.events)
+        for count in (1, 2) if options.quick else (1, 2, 4):
+            candidate = Candidate("meter", [sys.executable, "-m", "taximeter_streams.meter"], workers=count)
+            found[str(count)] = asdict(stand.measure(candidate))
+            note(f"{count} workers: {found[str(count)]}")
+    return found
+
+
+def _latency(folder: Path, options: argparse.Namespace) -> object:
+    rate, seconds = (100, 2.0) if options.quick else (1_000, 30.0)
+    with Stand(folder) as stand:
+        return {"rate": rate, **asdict(latency.measure(stand, rate, seconds))}
+
+
+def _emit(folder: Path, options: argparse.Namespace) -> object:
+    count, runs = (2_000, 1) if options.quick else (200_000, options.runs or 5)
+    events = emitting.models(count)
+    with Stand(folder, warehouse=False) as stand:
+        found = []
+        for number in range(runs):
+            found.append(asdict(emitting.emit(stand.kafka.bootstrap_servers, folder / "spool", events, number)))
+            note(f"run {number + 1}: {found[-1]}")
+    return found
+
+
+_RUN: dict[str, Callable[[Path, argparse.Namespace], object]] = {
+    "throughput": _throughput,
+    "flat": _flat,
+    "workers": _workers,
+    "latency": _latency,
+    "emit": _emit,
+}
+
+if __name__ == "__main__":
+    main()
