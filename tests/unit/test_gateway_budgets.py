@@ -192,6 +192,30 @@ def test_a_question_is_repeated_until_it_is_answered() -> None:
     assert wallet.ask(SCOPE, 10, 1.2) is not None
 
 
+def test_questions_that_bring_nothing_become_rare_until_there_is_room() -> None:
+    wallet = Wallet(iter(f"lease-{n}" for n in range(100)).__next__, WalletTerms(slice_requests=1))
+    now = 0.0
+    for number, delay in enumerate((0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0)):
+        assert wallet.ask(SCOPE, 10, now) is not None
+        wallet.grant(f"lease-{number}", {"b": 0, "c": 0}, 0.0, now)
+        assert wallet.ask(SCOPE, 10, now + delay - 0.01) is None
+        now += delay
+    assert wallet.ask(SCOPE, 10, now) is not None
+    wallet.grant("lease-7", {"b": 0, "c": 0}, 0.0, now)
+    assert wallet.ask(SCOPE, 10, now) is None
+    wallet.ask_soon(SCOPE)
+    assert wallet.ask(SCOPE, 10, now) is not None
+
+
+def test_a_silent_keeper_is_asked_less_and_less_often() -> None:
+    wallet = Wallet(lambda: "lease", WalletTerms(slice_requests=1))
+    asked, now = wallet.ask(SCOPE, 10, 0.0), 0.0
+    for patience in (1.0, 2.0, 4.0, 8.0, 8.0):
+        assert wallet.ask(SCOPE, 10, now + patience - 0.01) is None
+        now += patience
+        assert wallet.ask(SCOPE, 10, now) == asked
+
+
 def test_the_next_slice_is_asked_for_before_the_last_runs_out() -> None:
     wallet = supplied(40)
     assert wallet.ask(SCOPE, 0, 1.0) is None

@@ -61,9 +61,11 @@ class WalletTerms:
     low_water_divisor: int = 3
     """The next slice is asked for when less than this part of one is left."""
     repeat_seconds: float = 1.0
-    """An unanswered question is asked again."""
+    """An unanswered question is asked again, each time after twice as long, up to `repeat_seconds_max`."""
+    repeat_seconds_max: float = 8.0
     retry_seconds: float = 0.1
-    """After a grant that was too small, the next question waits."""
+    """After a grant that was too small the next question waits, each time for twice as long, up to `retry_seconds_max`."""
+    retry_seconds_max: float = 2.0
     idle_seconds: float = 5.0
     """A lease that nobody used for so long goes back."""
     forget_seconds: float = 300.0
@@ -109,7 +111,9 @@ class _Purse:
     pending: Ask | None = None
     asked_at: float = 0.0
     sent_at: float = 0.0
+    repeats: int = 0
     ask_after: float = float("-inf")
+    short_grants: int = 0
     slice_pico: int = 0
     last_pico: int = 0
     granted_at: float = float("-inf")
@@ -154,9 +158,11 @@ class Wallet:
         """The question to send now, if any. `waiting_pico` is what requests wait for that no lease in hand pays for."""
         purse = self._purse(scope)
         if purse.pending is not None:
-            if now < purse.sent_at + self._terms.repeat_seconds:
+            patience = min(self._terms.repeat_seconds * 2**purse.repeats, self._terms.repeat_seconds_max)
+            if now < purse.sent_at + patience:
                 return None
             purse.sent_at = now
+            purse.repeats = min(purse.repeats + 1, 10)
             return purse.pending
         if now < purse.ask_after or not (waiting_pico or self._is_low(purse, now)):
             return None
@@ -165,6 +171,7 @@ class Wallet:
         purse.pending = Ask(self._new_lease_id(), scope, max(purse.slice_pico, needed_pico), needed_pico)
         self._by_lease[purse.pending.lease_id] = purse
         purse.asked_at = purse.sent_at = now
+        purse.repeats = 0
         return purse.pending
 
     def grant(
@@ -214,8 +221,14 @@ class Wallet:
         """The tenant's budgets have changed: admit nothing more under the leases in hand, and give back what is free."""
         for scope, purse in self._purses.items():
             if scope.tenant == tenant:
+                self.ask_soon(scope)
                 for lease in purse.leases:
                     lease.retired = True
+
+    def ask_soon(self, scope: Scope) -> None:
+        """There may be room again: the next question need not wait."""
+        purse = self._purse(scope)
+        purse.ask_after, purse.short_grants = float("-inf"), 0
 
     def squeeze(self, scope: Scope) -> list[Close]:
         """Give back every lease of the scope that no request holds, so that remainders can be granted again as one."""
@@ -268,8 +281,12 @@ class Wallet:
     ) -> None:
         purse.pending = None
         if granted_pico < ask.needed_pico:
-            purse.ask_after = now + self._terms.retry_seconds
+            delay = min(self._terms.retry_seconds * 2**purse.short_grants, self._terms.retry_seconds_max)
+            purse.ask_after = now + delay
+            purse.short_grants = min(purse.short_grants + 1, 10)
             purse.slice_pico = 0
+        else:
+            purse.short_grants = 0
         if not granted_pico:
             del self._by_lease[ask.lease_id]
             return

@@ -151,12 +151,9 @@ class Gateway:
 
     def _on_state(self, state: BudgetState) -> None:
         self._positions[state.tenant] = dict(positions_by_budget(state))
-        self._tell(state.tenant)
-
-    def _tell(self, tenant: str) -> None:
-        if hasattr(self, "_desk"):
-            self._desk.on_news(tenant)
-            self._room.tell(tenant)
+        if hasattr(self, "_room"):
+            self._desk.on_state(state)
+            self._room.tell(state.tenant)
 
     def _on_control(self, _snapshot: ControlSnapshot) -> None:
         """In the follower's thread. Many declarations come at once: they are looked at together, a moment later."""
@@ -172,9 +169,9 @@ class Gateway:
         before, self._known = self._known, self._control.snapshot().budgets
         for tenant in {**before, **self._known}:
             old, new = before.get(tenant, ()), self._known.get(tenant, ())
-            if old is not new and old != new and hasattr(self, "_desk"):
+            if old is not new and old != new and hasattr(self, "_room"):
                 self._desk.retire(tenant)
-                self._tell(tenant)
+                self._room.tell(tenant)
 
     async def answer(self, request: Request, reply: Reply) -> None:
         """Answer one HTTP request."""

@@ -15,7 +15,7 @@ from typing import Protocol
 from taximeter_inference.gateway.admission import Answer, Ask, Close, Reservation, Scope, Wallet
 from taximeter_inference.gateway.budget_view import Standing, refusal
 from taximeter_inference.gateway.errors import BudgetUnavailableError
-from taximeter_schemas.budgets import LeaseClose, LeaseGrant, LeaseRequest, WhenUnreachable
+from taximeter_schemas.budgets import BudgetState, LeaseClose, LeaseGrant, LeaseRequest, WhenUnreachable
 
 TICK_SECONDS = 0.1
 """How often leases are renewed and given back, and waiting requests look again."""
@@ -122,6 +122,16 @@ class LeaseDesk:
             scope = Scope(grant.tenant, tuple(sorted(grant.amounts_pico)), grant.root_request_id)
             self._tell(Close(grant.lease_id, scope, 0))
         self.on_news(grant.tenant)
+
+    def on_state(self, state: BudgetState) -> None:
+        """Take what the keeper published: where there is room for who waits, it is asked for at once."""
+        available = {position.budget.id: position.available_pico for position in state.positions}
+        for scope, waiters in self._waiting.items():
+            if scope.tenant == state.tenant and scope.root_request_id is None:
+                room_pico = min((available.get(budget, 0) for budget in scope.budgets), default=0)
+                if room_pico >= min(waiter.amount_pico for waiter in waiters.values()):
+                    self._wallet.ask_soon(scope)
+        self.on_news(state.tenant)
 
     def on_news(self, tenant: str) -> None:
         """Something is known of the tenant's budgets: who waits may try again."""
