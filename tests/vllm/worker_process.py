@@ -38,6 +38,22 @@ _SERVER = (
 )  # fmt: skip
 
 
+def engine_environment(bootstrap_servers: str) -> dict[str, str]:
+    """What every process with an engine in it is started with."""
+    return {
+        **os.environ,
+        "PATH": f"{PYTHON.parent}:{os.environ['PATH']}",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONDONTWRITEBYTECODE": "",
+        "TAXIMETER_KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
+        "TAXIMETER_SALT_SECRET": "a salt secret for the tests",
+    }
+
+
 @dataclass
 class VllmWorker:
     """One server. `settings` are TAXIMETER_... variables over those that every test worker has."""
@@ -55,18 +71,10 @@ class VllmWorker:
         # Short: the path of a socket has 107 bytes.
         self.kv_events = f"ipc://{tempfile.mkdtemp(prefix='kv')}/kv"
         environment = {
-            "PATH": f"{PYTHON.parent}:{os.environ['PATH']}",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "PYTHONDONTWRITEBYTECODE": "",
-            "TAXIMETER_KAFKA_BOOTSTRAP_SERVERS": self.bootstrap_servers,
+            **engine_environment(self.bootstrap_servers),
             "TAXIMETER_WORKER_ID": self.worker_id,
             "TAXIMETER_STATE_DIR": str(self.state_dir),
             "TAXIMETER_FORWARDING_SECRET": SECRET,
-            "TAXIMETER_SALT_SECRET": "a salt secret for the tests",
             **self.settings,
         }
         served: tuple[str, ...] = (
