@@ -1,0 +1,57 @@
+"""An invoice as exports see it: its document, and what the book knows beside it. Pure."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """Who sends the invoice; `address` may have several lines."""
+
+    name: str = "Taximeter"
+    address: str = ""
+    tax_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedInvoice:
+    """One invoice. `number` is None of a draft; `sha256` is the document's receipt."""
+
+    document: Mapping[str, Any]
+    status: str
+    number: str | None
+    sha256: str
+    finalized_at: datetime | None
+    issuer: Issuer
+    canonical: str
+    """The document's own bytes, as text: what the receipt is the hash of."""
+
+    @property
+    def reference(self) -> str:
+        """The number, or of a draft TENANT/PERIOD."""
+        return self.number or f"{self.tenant}/{self.document['period']['label']}"
+
+    @property
+    def tenant(self) -> str:
+        """The tenant's id."""
+        return str(self.document["tenant"]["id"])
+
+    @property
+    def customer(self) -> str:
+        """The tenant's name, or its id."""
+        return str(self.document["tenant"]["name"] or self.tenant)
+
+    @property
+    def currency(self) -> str:
+        """Its currency code."""
+        return str(self.document["currency"])
+
+
+def from_document(
+    document: str, status: str, number: str | None, sha256: str, finalized_at: datetime | None, issuer: Issuer
+) -> ExportedInvoice:
+    """An invoice from its canonical JSON."""
+    return ExportedInvoice(json.loads(document), status, number, sha256, finalized_at, issuer, document)
