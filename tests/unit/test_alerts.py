@@ -208,9 +208,10 @@ def test_a_dead_endpoint_gets_nothing_until_it_is_enabled(path: Path) -> None:
     later = NOW + timedelta(days=3)
     with DeliveryLog(path) as log:
         log.enter([entry("a"), entry("b"), entry("c", "acme")], "log", {0: 3}, NOW)
-        assert log.disable("ops", "http://ops", "HTTP 410", NOW)
-        assert not log.disable("ops", "http://ops", "HTTP 500", later)
-        log.failed(log.of_alert("a")[0], "HTTP 410", NOW)
+        (first,) = log.of_alert("a")
+        log.give_up(first, "http://ops", "HTTP 410", [entry("notice", "acme")], NOW)
+        log.give_up(first, "http://ops", "HTTP 500", [entry("another", "acme")], later)
+        assert log.of_alert("notice") and not log.of_alert("another")
     with DeliveryLog(path) as log:
         assert [found.endpoint_id for found in log.heads()] == ["acme"]
         (dead,) = log.dead_endpoints()

@@ -17,6 +17,10 @@ from typing import Any, Self
 _SCHEMA = (Path(__file__).parent / "delivery_log.sql").read_text()
 
 
+Entry = tuple[str, str, str, str]
+"""What is to be delivered: alert id, endpoint id, tenant and body."""
+
+
 class DeliveryStatus(StrEnum):
     """Pending is waiting or being retried; failed is given up."""
 
@@ -95,22 +99,13 @@ class DeliveryLog:
         rows = self._connection.execute("SELECT partition, next_offset FROM position WHERE log_id = ?", (log_id,))
         return dict(rows.fetchall())
 
-    def enter(
-        self, deliveries: Iterable[tuple[str, str, str, str]], log_id: str, positions: Mapping[int, int], now: datetime
-    ) -> int:
+    def enter(self, deliveries: Iterable[Entry], log_id: str, positions: Mapping[int, int], now: datetime) -> int:
         """Enter (alert id, endpoint id, tenant, body) as pending, unless entered before, and move the positions.
 
         Returns how many are new.
         """
         with _Transaction(self._connection):
-            before = self._connection.total_changes
-            for alert_id, endpoint_id, tenant, body in deliveries:
-                self._connection.execute(
-                    "INSERT OR IGNORE INTO delivery (alert_id, endpoint_id, tenant, body, status, attempts, next_attempt_at)"
-                    " VALUES (?, ?, ?, ?, 'pending', 0, ?)",
-                    (alert_id, endpoint_id, tenant, body, now.timestamp()),
-                )
-            entered = self._connection.total_changes - before
+            entered = self._enter(deliveries, now)
             for partition, next_offset in positions.items():
                 self._connection.execute(
                     "INSERT INTO position (log_id, partition, next_offset) VALUES (?, ?, ?)"
@@ -137,13 +132,19 @@ class DeliveryLog:
         )
         return [DeadEndpoint(name, url, reason, datetime.fromtimestamp(at, UTC)) for name, url, reason, at in rows]
 
-    def disable(self, endpoint_id: str, url: str, reason: str, now: datetime) -> bool:
-        """Give an endpoint up: what is pending for it waits. False when it was given up before."""
-        changed = self._connection.execute(
-            "INSERT OR IGNORE INTO dead_endpoint (endpoint_id, url, reason, disabled_at) VALUES (?, ?, ?, ?)",
-            (endpoint_id, url, reason, now.timestamp()),
-        )
-        return changed.rowcount == 1
+    def give_up(self, delivery: Delivery, url: str, reason: str, notices: Iterable[Entry], now: datetime) -> None:
+        """A delivery failed for good, and its endpoint with it: what else waits for it stays. All in one, with the notices of it.
+
+        Notices of an endpoint that was given up before are not entered.
+        """
+        with _Transaction(self._connection):
+            changed = self._connection.execute(
+                "INSERT OR IGNORE INTO dead_endpoint (endpoint_id, url, reason, disabled_at) VALUES (?, ?, ?, ?)",
+                (delivery.endpoint_id, url, reason, now.timestamp()),
+            )
+            self.failed(delivery, reason, now)
+            if changed.rowcount == 1:
+                self._enter(notices, now)
 
     def enable(self, endpoint_id: str, now: datetime) -> bool:
         """Take an endpoint back: what waits for it is due, with three days of its own. False when it was not given up."""
@@ -195,6 +196,16 @@ class DeliveryLog:
     def replay_failed(self, endpoint_id: str, now: datetime) -> int:
         """Send everything once more that failed at that endpoint; returns how many."""
         return self._replay("endpoint_id = ? AND status = 'failed'", (endpoint_id,), now)
+
+    def _enter(self, deliveries: Iterable[Entry], now: datetime) -> int:
+        before = self._connection.total_changes
+        for alert_id, endpoint_id, tenant, body in deliveries:
+            self._connection.execute(
+                "INSERT OR IGNORE INTO delivery (alert_id, endpoint_id, tenant, body, status, attempts, next_attempt_at)"
+                " VALUES (?, ?, ?, ?, 'pending', 0, ?)",
+                (alert_id, endpoint_id, tenant, body, now.timestamp()),
+            )
+        return self._connection.total_changes - before
 
     def _replay(self, condition: str, values: tuple[object, ...], now: datetime) -> int:
         changed = self._connection.execute(

@@ -147,18 +147,17 @@ class AlertsService:
 
     def _give_up(self, delivery: Delivery, endpoint: AlertEndpoint, error: str, now: datetime) -> None:
         """The delivery failed and the endpoint is dead: what else waits for it stays, and others are told."""
-        # Disabled first: after a crash in between, the delivery is still there, and fails again once the endpoint is back.
-        is_news = self._log.disable(endpoint.id, endpoint.url, error, now)
-        self._log.failed(delivery, error, now)
-        if not is_news:
-            return
         _log.error("the endpoint is disabled: %s", error, extra={"endpoint": endpoint.id})
-        notice_id = f"endpoint_{endpoint.id}_{int(now.timestamp())}"
         notices = [
-            (notice_id, told.id, endpoint.tenant or "", json.dumps(notice_body(told, endpoint, error, now)))
+            (
+                f"endpoint_{endpoint.id}_{int(now.timestamp())}",
+                told.id,
+                endpoint.tenant or "",
+                json.dumps(notice_body(told, endpoint, error, now)),
+            )
             for told in told_of(endpoint, list(self._snapshot().alert_endpoints.values()))
         ]
-        self._log.enter(notices, self._settings.log_id, {}, now)
+        self._log.give_up(delivery, endpoint.url, error, notices, now)
 
     def _take_back(self, now: datetime) -> None:
         """An endpoint that is declared with another address than it died at is tried again."""
