@@ -4,7 +4,6 @@
 """
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.benchmarks import emitting, latency, report, throughput
+from tests.benchmarks import emitting, latency, processes, report, throughput
 from tests.benchmarks.preloaded import CACHE
 from tests.benchmarks.progress import note
 from tests.benchmarks.stand import Candidate, Stand
@@ -42,8 +41,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
     options = parser.parse_args()
     if options.nice:
-        with contextlib.suppress(PermissionError):
-            os.nice(-options.nice)
+        processes.PREFERENCE = options.nice
+        processes.prefer(os.getpid(), options.nice)
     CACHE.mkdir(parents=True, exist_ok=True)
     found: dict[str, object] = {}
     for section in options.only or SECTIONS:
@@ -98,7 +97,8 @@ def _workers(folder: Path, options: argparse.Namespace) -> object:
             candidate = Candidate("meter", [sys.executable, "-m", "taximeter_streams.meter"], workers=count)
             found[str(count)] = asdict(stand.measure(candidate))
             note(f"{count} workers: {found[str(count)]}")
-    return found
+        sizes_found = {"log_bytes": stand.log_bytes(), "row_bytes": stand.row_bytes}
+    return {"workers": found, **sizes_found}
 
 
 def _latency(folder: Path, options: argparse.Namespace) -> object:

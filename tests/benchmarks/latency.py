@@ -21,7 +21,7 @@ from taximeter_schemas.budgets import Budget, BudgetState
 from taximeter_schemas.control import ControlKind, ControlRecord
 from taximeter_schemas.topics import BUDGET_STATE, USAGE_EVENTS
 from taximeter_sql import connect, migrate
-from tests.benchmarks import traffic
+from tests.benchmarks import processes, traffic
 from tests.benchmarks.progress import note
 from tests.benchmarks.stand import Stand
 
@@ -94,6 +94,8 @@ def _run(
     ]
     for watcher in watchers:
         watcher.start()
+    for child in children:
+        processes.hold_to(child.pid or 0, processes.cores())
     producer = Producer({"bootstrap.servers": stand.kafka.bootstrap_servers, "linger.ms": 2, "compression.type": "lz4"})
     made = _Made(producer)
     deadline = time.monotonic() + _READY_SECONDS_MAX

@@ -97,12 +97,14 @@ def _workers(figures: Any) -> list[str]:
         "| workers on 4 partitions | events/s by the clock | CPU of the workers, µs an event | CPU of ClickHouse, µs an event |",
         "|--:|--:|--:|--:|",
     ]
-    for count, one in figures.items():
+    for count, one in figures["workers"].items():
         lines.append(
             f"| {count} | {one['events'] / one['seconds']:,.0f} | {one['worker_cpu'] / one['events'] * 1e6:.2f} | "
             f"{one['warehouse_cpu'] / one['events'] * 1e6:.2f} |"
         )
-    return lines
+    log, row = figures["log_bytes"], figures["row_bytes"]
+    size = f"An event takes {log:.0f} bytes in the log (lz4) and {row:.0f} on ClickHouse's disk."
+    return [*lines, "", size]
 
 
 def _latency(figures: Any) -> list[str]:

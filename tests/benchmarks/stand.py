@@ -2,7 +2,6 @@
 
 import contextlib
 import secrets
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +77,8 @@ class Stand:
         self.kafka = ApacheKafka(folder / "kafka")
         self.face = FaceProcess(folder)
         self.filled = 0
+        self.row_bytes = 0.0
+        """Bytes on ClickHouse's disk for one row of what was measured last."""
         self._with_warehouse = warehouse
 
     def __enter__(self) -> Self:
@@ -117,6 +118,11 @@ class Stand:
         self.filled += count
         return size / max(1, count)
 
+    def log_bytes(self) -> float:
+        """Bytes of the log on disk for one event."""
+        logs = (self.folder / "kafka" / "log").glob(f"{USAGE_EVENTS.name}-*/*.log")
+        return sum(file.stat().st_size for file in logs) / max(1, self.filled)
+
     def measure(self, candidate: Candidate, events_max: int | None = None) -> Measured:
         """Run the candidate on what the log holds, in a database of its own, until all is stored or its time is up."""
         wanted = events_max or self.filled
@@ -128,6 +134,7 @@ class Stand:
                 for child in children:
                     child.start()
                 measured = self._watch(candidate, children, client, wanted)
+                self.row_bytes = _row_bytes(client)
             finally:
                 for child in children:
                     child.stop()
@@ -206,7 +213,6 @@ class Stand:
                     processes.hold_to(pid, rest)
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """The median, and half the range as a share of it."""
-    middle = statistics.median(values)
-    return middle, (max(values) - min(values)) / 2 / middle if middle else 0.0
+def _row_bytes(client: Client) -> float:
+    parts = "FROM system.parts WHERE database = currentDatabase() AND table = 'usage_log' AND active"
+    return float(client.query(f"SELECT sum(bytes_on_disk) / sum(rows) {parts}").result_rows[0][0])

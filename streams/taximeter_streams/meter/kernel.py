@@ -1,12 +1,12 @@
 """The binding of kernel.c: reads a batch of payloads straight into columns, with no object for an event.
 
 The kernel answers only where it is sure; what it leaves open goes to the reference decoder. It is compiled when a worker
-first needs it, and where there is no C compiler the worker does without: slower, with the same rows.
+first needs it, or beside its source by `python -m taximeter_streams.meter.kernel` when an image is built. Where there is
+neither a compiled one nor a C compiler, the worker does without: slower, with the same rows.
 """
 
 import ctypes
 import hashlib
-import logging
 import os
 import shutil
 import subprocess
@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import accumulate
 from pathlib import Path
 
@@ -56,7 +55,7 @@ _LAYOUT: tuple[tuple[str, np.dtype[np.generic]], ...] = (
     *((name, np.dtype("V16")) for name in ("identity", "body")),
     ("scratch", np.dtype(np.uint8)),
 )
-_log = logging.getLogger(__name__)
+_SOURCE = Path(__file__).with_name("kernel.c")
 
 
 class KernelError(RuntimeError):
@@ -140,8 +139,10 @@ def load_kernel(folder: Path) -> Kernel:
     """The kernel, compiled into `folder` unless it is there. Raises KernelError."""
     if sys.byteorder != "little":
         raise KernelError("the kernel needs a little-endian machine")
-    source = resources.files(__package__).joinpath("kernel.c").read_bytes()
-    library = folder / f"kernel-{hashlib.sha256(source).hexdigest()[:16]}.so"
+    source = _SOURCE.read_bytes()
+    name = f"kernel-{hashlib.sha256(source).hexdigest()[:16]}.so"
+    built = _SOURCE.with_name(name)
+    library = built if built.exists() else folder / name
     if not library.exists():
         _compile(source, library)
     return Kernel(library)
@@ -167,3 +168,7 @@ def _compile(source: bytes, library: Path) -> None:
 
 def _at(array: NDArray[np.generic]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
+
+
+if __name__ == "__main__":
+    load_kernel(_SOURCE.parent)
