@@ -159,15 +159,15 @@ class Service:
     def start(self) -> None:
         """Start it and wait until it is ready."""
         self.child.start()
+        await_true(self.is_ready, lambda: self.child.log_tail(50))
 
-        def ready() -> bool:
-            assert self.child.running, self.child.log_tail(50)
-            try:
-                return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        await_true(ready, lambda: self.child.log_tail(50))
+    def is_ready(self) -> bool:
+        """Whether it says so. Raises AssertionError when it has ended."""
+        assert self.child.running, self.child.log_tail(50)
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
 
 
 class GatewayStack:
