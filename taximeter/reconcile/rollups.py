@@ -1,7 +1,7 @@
 """Raw rows against the rollups that ClickHouse keeps of them, cell by cell: a cell is one bucket of time of one tenant."""
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -97,16 +97,22 @@ def check_rollups(client: Client, scope: Scope, pace: Pace, progress: Progress) 
 
 
 def find_drifts(client: Client, rollup: Rollup, scope: Scope, pace: Pace, progress: Progress) -> list[Drift]:
-    """The cells that differ at every look. Under live traffic a cell differs for a moment, and then no more."""
-    found = _look(client, rollup, scope, _intervals(client, rollup, scope), progress)
-    for look in range(1, pace.looks):
-        if not found:
+    """The cells that differ at every look, and by the same several times. A cell that is being written differs for a moment."""
+    found = {drift.place: drift for drift in _look(client, rollup, scope, _intervals(client, rollup, scope), progress)}
+    seen = Counter(_sight(drift) for drift in found.values())
+    for look in range(2, pace.looks_max + 1):
+        if all(seen[_sight(drift)] >= pace.looks for drift in found.values()):
             break
-        progress(f"{rollup.name} rollup: {len(found)} cells differ, looking again ({look} of {pace.looks - 1})")
+        progress(f"{rollup.name} rollup: {len(found)} cells differ, looking again (look {look})")
         time.sleep(pace.pause_seconds)
-        again = look_again(client, found, scope)
-        found = [again[drift.place] for drift in found if drift.place in again]
-    return found
+        again = look_again(client, found.values(), scope)
+        found = {place: again[place] for place in found if place in again}
+        seen.update(_sight(drift) for drift in found.values())
+    return list(found.values())
+
+
+def _sight(drift: Drift) -> tuple[object, ...]:
+    return drift.place, tuple((row.keys, row.sums) for row in drift.rows)
 
 
 def look_again(client: Client, drifts: Iterable[Drift], scope: Scope) -> dict[tuple[datetime, str], Drift]:

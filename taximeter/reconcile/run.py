@@ -73,7 +73,11 @@ def reconcile_warehouse(
         progress("offsets: every message one row")
         report.checks.append(check_offsets(client, scope, ends, settings.log_id))
         progress("producers' running numbers")
-        report.checks.append(check_sequences(client, scope, pace, progress))
+
+        def catch_up() -> None:
+            await_meter(client, log_ends(settings.kafka_bootstrap_servers), settings.log_id, pace, progress)
+
+        report.checks.append(check_sequences(client, scope, pace, progress, catch_up))
     progress("identities: every event once")
     report.checks.append(check_identities(client, scope))
     progress("conservation by tenant and hour")

@@ -25,9 +25,12 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Between a block of raw rows and its rollups lies a moment, so a difference counts only when every look sees it."""
+    """Between a block of raw rows and its rollups lies a moment, so a difference counts only when several looks see the same."""
 
-    looks: int = 5
+    looks: int = 3
+    """How often the same difference must be seen, and never none."""
+    looks_max: int = 30
+    """A cell that is being written differs in another way each time; after so many looks it counts all the same."""
     pause_seconds: float = 1.0
     settle_seconds: float = 5.0
     """A cell is repaired only when nothing about it changes for that long."""

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,13 +24,16 @@ from taximeter.mending.sending import Sender
 from taximeter.mending.unrated import unrated_events
 from taximeter.reconcile.findings import Conservation
 from taximeter.reconcile.rollups import check_rollups
+from taximeter.reconcile.run import reconcile_warehouse
 from taximeter.reconcile.scope import Pace, Scope
 from taximeter.reconcile.warehouse import check_conservation, check_identities, check_offsets, check_sequences
+from taximeter_producers import UsageProducer
 from taximeter_producers.control import publish
 from taximeter_producers.topics import ensure_topics
 from taximeter_schemas.control import ControlKind, ControlRecord
 from taximeter_schemas.late_ratings import encode
 from taximeter_schemas.rate_cards import Price, RateCard
+from taximeter_schemas.settings import LogSettings
 from taximeter_schemas.spend import SpendRecord
 from taximeter_schemas.tenants import Tenant
 from taximeter_schemas.topics import USAGE_EVENTS, USAGE_SPEND
@@ -39,6 +44,7 @@ from tests.usage_events import usage
 
 PARTITIONS = 2
 BRISK = Pace(looks=3, pause_seconds=0.05, settle_seconds=0.05)
+PACE = Pace(pause_seconds=0.2)
 LOG = "log"
 
 
@@ -289,3 +295,37 @@ def test_replays_that_race_count_once(site: Site) -> None:
     assert set(counts) <= {"rated", "rejected/unknown_tenant", "duplicate"}
     assert "nothing is open" in site.taximeter("rejected", "list")
     site.check_laws()
+
+
+def test_reconcile_amid_traffic_finds_nothing(site: Site) -> None:
+    site.declare(site.card(1, site.now - timedelta(days=1), "m", 10))
+    site.meter()
+    settings = LogSettings(kafka_bootstrap_servers=site.servers, log_id=LOG)
+    stop = threading.Event()
+
+    def traffic() -> int:
+        producer = UsageProducer(
+            bootstrap_servers=site.servers, producer_id="svc", spool_dir=site.folder / "spool", delivery_seconds_max=60
+        )
+        count = 0
+        with producer:
+            while not stop.wait(0.002):
+                producer.emit(site.event(f"t{count}"))
+                count += 1
+        return count
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(traffic)
+        try:
+            await_true(lambda: site.rows() > 50, lambda: f"traffic flows; {site.rows()} rows")
+            for _look in range(3):
+                report = reconcile_warehouse(
+                    site.client, settings, Scope(), PACE, repair=True, progress=lambda _line: None
+                )
+                assert report.clean, report.to_json()
+                assert report.repaired == []
+        finally:
+            stop.set()
+        count = running.result()
+    await_true(lambda: site.rows() >= count, lambda: f"{count} rows, there are {site.rows()}")
+    assert site.check_laws()["acme"].rated == count
