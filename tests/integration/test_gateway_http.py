@@ -225,3 +225,29 @@ def test_silence_is_a_time_out_and_nobody_there_is_said() -> None:
             await upstream(free_port()).ask("/a", b"")
 
     asyncio.run(run())
+
+
+def test_a_request_that_is_given_up_at_the_end_may_still_be_counted() -> None:
+    async def run() -> None:
+        counted = False
+
+        async def endless(request: Request, reply: Reply) -> None:
+            nonlocal counted
+            try:
+                await reply.head(200, b"text/event-stream")
+                await asyncio.sleep(SECONDS_MAX)
+            finally:
+                await asyncio.sleep(0.05)
+                counted = True
+
+        server, port = HttpServer(endless, 100), free_port()
+        await server.start("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(LAST)
+        await reader.readuntil(b"\r\n\r\n")
+        await server.stop(0.1)
+        assert counted
+        assert await reader.read() == b""  # cut, without the mark of its end
+        writer.close()
+
+    asyncio.run(run())

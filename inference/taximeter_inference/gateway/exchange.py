@@ -109,7 +109,7 @@ class Exchange:
             await self._end_without_usage(Outcome.ERROR)
             raise
         except asyncio.CancelledError:
-            if not self._settled and (self._request.gone.done() or self._lease_over):
+            if not self._settled:
                 await self._client_left()
             if self._lease_over:
                 task.uncancel()
@@ -205,8 +205,7 @@ class Exchange:
         except (GatewayError, ValueError) as error:
             failure = error if isinstance(error, GatewayError) else UpstreamUnreachableError(str(error))
         except asyncio.CancelledError:
-            if self._request.gone.done() or self._lease_over:
-                await self._client_left(passing, response)
+            await self._client_left(passing, response)
             if self._lease_over and not self._request.gone.done():
                 await reply.part(error_event(LeaseOverError().body()), is_last=True)
                 _uncancel()
@@ -243,7 +242,7 @@ class Exchange:
         await asyncio.sleep(0)
 
     async def _client_left(self, passing: StreamFilter | None = None, response: Response | None = None) -> None:
-        """The client is gone: what it used until now counts. Leaving the exchange makes the model server stop."""
+        """The client is gone (or the gateway is, or the lease): what was used until now counts. The model server is stopped."""
         if passing is None or response is None:
             await self._end_without_usage(Outcome.ABORTED)
             return

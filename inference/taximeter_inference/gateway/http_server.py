@@ -19,6 +19,7 @@ JSON = b"application/json"
 KEEP_ALIVE_SECONDS = 75.0
 """How long a connection may be without a request, or a request without its end."""
 HEAD_BYTES_MAX = 1 << 16
+GIVE_UP_SECONDS_MAX = 3.0
 PIPELINED_MAX = 8
 WAITING_CONNECTIONS_MAX = 2_048
 BUFFERED_BYTES_MAX = 1 << 18
@@ -155,10 +156,11 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    def cancel(self) -> None:
-        """Give up the request under way."""
+    def cancel(self) -> "asyncio.Task[None] | None":
+        """Give up the request under way, and return what must still end."""
         if self._task is not None:
             self._task.cancel()
+        return self._task
 
     # What asyncio calls.
 
@@ -321,8 +323,11 @@ class HttpServer:
             for connection in [idle for idle in self.connections if not idle.is_busy]:
                 connection.close()
             await asyncio.sleep(0.02)
+        given_up = [task for connection in self.connections if (task := connection.cancel()) is not None]
+        if given_up:
+            # What they used until now is still to be counted.
+            await asyncio.wait(given_up, timeout=GIVE_UP_SECONDS_MAX)
         for connection in list(self.connections):
-            connection.cancel()
             connection.close()
         await asyncio.sleep(0)
 
