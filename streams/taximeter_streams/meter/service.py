@@ -71,6 +71,8 @@ class Meter:
         self._stopping = threading.Event()
         self._polled_at = time.monotonic()
         self._assigned = False
+        self._waiting = False
+        """Whether a step is to be repeated, and nothing may be fetched until then."""
         self._trouble: str | None = None
         self._doing: tuple[float, str, int | None] = (self._polled_at, "starting", None)
         """Since when (monotonic seconds), which step, of which partition."""
@@ -269,9 +271,11 @@ class Meter:
         assigned = self._consumer.assignment()
         if assigned:
             self._consumer.pause(assigned)
+        self._waiting = True
         try:
             yield
         finally:
+            self._waiting = False
             still = self._consumer.assignment()
             if still:
                 self._consumer.resume(still)
@@ -302,6 +306,9 @@ class Meter:
                     _log.warning("recovery failed, trying again: %s", error, extra={"partition": place.partition})
                     time.sleep(RETRY_SECONDS_MIN)
         consumer.assign(partitions)
+        # librdkafka remembers a pause over a loss of the partition: one lost while it was paused would never be read again.
+        if partitions:
+            (consumer.pause if self._waiting else consumer.resume)(partitions)
         self._trouble = None
         self._assigned = True
         self._polled_at = self._heard_since(began_at, consumer, partitions)
