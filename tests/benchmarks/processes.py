@@ -12,7 +12,9 @@ PREFERENCE = 0
 
 
 def tree(pid: int) -> list[int]:
-    """The process and all that descend from it."""
+    """The process and all that descend from it. Raises ValueError for 0 and 1, from which everything descends."""
+    if pid < 2:
+        raise ValueError(f"process {pid} is nobody's to measure")
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (fields := _fields(int(entry.name))):
