@@ -61,3 +61,29 @@ def test_a_stuck_worker_says_so_and_names_the_partition(yard: Yard) -> None:
 
 def _well(worker: Worker) -> bool:
     return worker.ask("/healthz")[0] == 200 and worker.ask("/readyz")[0] == 200
+
+
+def test_partitions_lost_while_it_waits_are_read_when_they_come_back(yard: Yard) -> None:
+    """librdkafka remembers that a partition was paused, also over its loss: the worker must not find it paused again."""
+    first = yard.meter()
+    with yard.load() as load:
+        load.send_all([yard.events.event() for _ in range(100)])
+        load.flush()
+        yard.settle()
+        yard.proxy.go_away()
+        load.send_all([yard.events.event() for _ in range(100)])
+        await_true(lambda: "trouble" in first.ask("/readyz")[1], lambda: f"it waits: {first.ask('/readyz')}")
+        yard.environment["TAXIMETER_CLICKHOUSE_URL"] = yard.face.url(yard.database)
+        second = yard.meter()  # it reaches ClickHouse by another way, and takes half
+        await_true(
+            lambda: [len(worker.ask("/readyz")[1].get("partitions", [])) for worker in (first, second)] == [2, 2],
+            lambda: f"two each\n{yard.logs()}",
+        )
+        yard.proxy.come_back()
+        second.child.stop()
+        await_true(
+            lambda: len(first.ask("/readyz")[1].get("partitions", [])) == PARTITIONS,
+            lambda: f"all again\n{yard.logs()}",
+        )
+        load.send_all([yard.events.event() for _ in range(400)])
+    yard.check()

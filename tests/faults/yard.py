@@ -153,8 +153,11 @@ class Yard:
         return bool(self.client.query("EXISTS usage_counts_hourly").result_rows[0][0])
 
     def logs(self) -> str:
-        """The ends of the workers' logs."""
-        return "\n".join(worker.child.log_tail(15) for worker in (*self.meters, *self.keepers))
+        """What each worker says of itself, and the end of its log."""
+        return "\n".join(
+            f"{worker.child.log_path.stem}: {worker.ask('/healthz')} {worker.ask('/readyz')}\n{worker.child.log_tail(15)}"
+            for worker in (*self.meters, *self.keepers)
+        )
 
     def counted(self) -> list[Usage]:
         """Each acknowledged identity once. Scenarios with conflicts say themselves what counts."""
