@@ -7,12 +7,12 @@ import pytest
 from taximeter_inference.gateway import budget_view
 from taximeter_inference.gateway.admission import Answer, Ask, Close, Scope, Wallet, WalletTerms
 from taximeter_inference.gateway.budget_view import Standing
-from taximeter_inference.gateway.errors import BudgetExhaustedError, InFlightBudgetError
+from taximeter_inference.gateway.errors import BudgetExhaustedError, InFlightBudgetError, InvalidTagError
 from taximeter_inference.gateway.output_bound import OutputBounds
-from taximeter_inference.gateway.pricing import Quote, dearest_pico
+from taximeter_inference.gateway.pricing import Quote, beside_pico, dearest_pico
 from taximeter_inference.gateway.waiting import DisplacedError, QueueFullError, WaitingRoom
 from taximeter_schemas.budgets import Budget, BudgetPosition
-from taximeter_schemas.rate_cards import Price
+from taximeter_schemas.rate_cards import ContextBand, Price
 
 NOW = datetime(2026, 11, 24, 8, tzinfo=UTC)
 SCOPE = Scope("acme", ("b", "c"))
@@ -103,6 +103,25 @@ def test_a_bound_that_nobody_stated_shrinks_to_what_the_budget_pays_for(
     assert quote.bound == bound
     quote.agree()
     assert quote.agreed == bound
+
+
+def test_what_is_priced_beside_tokens_is_reserved_as_its_tags_say() -> None:
+    price = Price(model="m", uncached_input=1, output=10, search_unit=1_000)
+    assert beside_pico(PRICED, {"search_units": "many"}) == 0  # not priced
+    assert beside_pico(price, {"search_units": "3"}) == 3_000
+    with pytest.raises(InvalidTagError):
+        beside_pico(price, {"search_units": "many"})
+    assert (
+        Quote(price, 100, 1, 50, lambda: 100, lambda: 40, beside_pico(price, {"search_units": "3"})).amount_pico()
+        == 3_600
+    )
+
+
+def test_a_longer_prompt_may_be_dearer_and_then_a_short_bound_does_not_help() -> None:
+    banded = Price(model="m", uncached_input=1, output=10, bands=(ContextBand(input_over=50, output=100),))
+    quote = Quote(banded, 100, 1, None, lambda: 100, lambda: 40)
+    assert (quote.amount_pico(), quote.amount_pico(5_000), quote.bound) == (10_100, 4_995 + 5, 49)
+    assert quote.amount_pico(3_000) == 10_100
 
 
 def test_a_bound_follows_the_answers_and_doubles_when_it_cuts_them() -> None:

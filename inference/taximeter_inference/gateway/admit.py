@@ -19,7 +19,7 @@ from taximeter_inference.gateway.counting import PromptCounter
 from taximeter_inference.gateway.errors import BudgetExhaustedError, GatewayError, UnpricedModelError
 from taximeter_inference.gateway.leases import LeaseDesk
 from taximeter_inference.gateway.output_bound import OutputBounds
-from taximeter_inference.gateway.pricing import Quote, can_bound, price_of
+from taximeter_inference.gateway.pricing import Quote, beside_pico, can_bound, price_of
 from taximeter_inference.gateway.settings import GatewaySettings
 from taximeter_inference.gateway.tags import Tags
 from taximeter_inference.gateway.waiting import DisplacedError, QueueFullError, WaitingRoom
@@ -34,6 +34,7 @@ Positions = Mapping[str, Mapping[str, BudgetPosition]]
 FALLBACKS_MAX = 3
 """Models that are tried after the one that was asked for."""
 PLANS_REMEMBERED_MAX = 20_000
+_NEVER = datetime.max.replace(tzinfo=UTC)
 TRY_AGAIN_SECONDS = 1.0
 """Who waits looks again this often without news: periods roll over silently."""
 TRY_SECONDS = 0.5
@@ -185,14 +186,16 @@ class Admission:
             return Admitted(body, asked_model, card, price, headers=headers, counts_by_key=plan.by_key)
         if not can_bound(price, operation):
             raise UnpricedModelError(f'the answers of "{body.model}" have no price on this tenant\'s rate card')
-        counted, quote = None, self._quote(tenant.id, body, price, self.counter.worst(body.model, body.tokens_at_most))
+        beside = beside_pico(price, tags.attributes)
+        at_most = self.counter.worst(body.model, body.tokens_at_most)
+        counted, quote = None, self._quote(tenant.id, body, price, at_most, beside)
         reservation = None if plan.caps else self.desk.admit_at_ease(plan.scope, quote)
         if reservation is not None:
             reservations: tuple[Reservation, ...] = (reservation,)
             quote.agree()
         else:
             counted = await self.counter.count(body, operation)
-            quote = self._quote(tenant.id, body, price, self.counter.worst(body.model, counted))
+            quote = self._quote(tenant.id, body, price, self.counter.worst(body.model, counted), beside)
             reservations = await self._reserve(caller, tags, plan, quote, wait_seconds)
         return Admitted(
             body,
@@ -213,13 +216,14 @@ class Admission:
         if snapshot is not self._plans_of or len(self._plans) > PLANS_REMEMBERED_MAX:
             self._plans, self._plans_of = {}, snapshot
         tenant = caller.tenant
-        key = (tenant.id, caller.key.id, tags.feature, model, operation, tags.service_tier)
+        region = tags.attributes.get("region", "")
+        key = (tenant.id, caller.key.id, tags.feature, model, operation, tags.service_tier, region)
         plan = self._plans.get(key)
         if plan is None or now >= plan.valid_until:
             plan = self._plans[key] = _made_plan(snapshot, caller, tags, model, operation, now)
         return plan
 
-    def _quote(self, tenant: str, body: ClientBody, price: Price, prompt_tokens: int) -> Quote:
+    def _quote(self, tenant: str, body: ClientBody, price: Price, prompt_tokens: int, beside: int) -> Quote:
         return Quote(
             price,
             prompt_tokens,
@@ -227,6 +231,7 @@ class Admission:
             body.output_tokens_max,
             lambda: self.bounds.bound(tenant, body.model),
             lambda: self.bounds.useful(tenant, body.model),
+            beside,
         )
 
     async def _reserve(
@@ -289,7 +294,7 @@ class Admission:
             standings = self._standings(plan.budgets, tenant.id, tenant.time_zone)
             held = budget_view.tightest(standings)
             ends = [standing.resets_at for standing in standings if standing.resets_at is not None]
-            told = _Told(positions, plan.budgets, min(ends, default=now), budget_view.headers(held) if held else ())
+            told = _Told(positions, plan.budgets, min(ends, default=_NEVER), budget_view.headers(held) if held else ())
             if len(self._told) > PLANS_REMEMBERED_MAX:
                 self._told.clear()
             self._told[plan.scope] = told
@@ -320,7 +325,7 @@ def _made_plan(
         tuple(budget for budget in by_id if budget.per_root_request),
         Scope(tenant.id, tuple(budget.id for budget in hard)),
         any(budget.api_key for budget in declared),
-        min(later, default=datetime.max.replace(tzinfo=UTC)),
+        min(later, default=_NEVER),
     )
 
 

@@ -299,7 +299,7 @@ class Exchange:
         if ending.outcome is Outcome.ERROR and not self._parts.bills_failures:
             ending = replace(ending, usage=UpstreamUsage())
         event = build_event(self._facts, ending, self._parts.keys, datetime.now(UTC))
-        self._settle(cost_pico(self._admitted.card, self._admitted.price, event.data.tokens))
+        self._settle(cost_pico(self._admitted.card, self._admitted.price, event.data))
         self._learn(ending)
         return event
 

@@ -1,13 +1,14 @@
 """What a request can cost at most, and what it did cost, at the tenant's rate card. Pure."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
+from taximeter_inference.gateway.errors import InvalidTagError
 from taximeter_inference.gateway.tags import Tags
 from taximeter_schemas.events import Operation, ServiceTier
 from taximeter_schemas.rate_cards import Price, RateCard
-from taximeter_schemas.rating import Rated, find_price, rate_with, worst_case_pico
-from taximeter_schemas.wire import Tokens
+from taximeter_schemas.rating import Rated, beside_tokens, beside_tokens_pico, find_price, rate_data, worst_case_pico
+from taximeter_schemas.wire import UsageData
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +20,14 @@ class Rateable:
     operation: Operation
     service_tier: ServiceTier
     adapter: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 def price_of(card: RateCard | None, model: str, tags: Tags, operation: Operation) -> Price | None:
     """The price that applies to a request; None when the card has none (or there is no card)."""
     if card is None:
         return None
-    return find_price(card, Rateable(model, tags.feature, operation, tags.service_tier))
+    return find_price(card, Rateable(model, tags.feature, operation, tags.service_tier, attributes=tags.attributes))
 
 
 def can_bound(price: Price, operation: Operation) -> bool:
@@ -36,6 +38,16 @@ def can_bound(price: Price, operation: Operation) -> bool:
 def dearest_pico(price: Price, prompt_tokens: int, output_tokens_max: int, answers: int) -> int:
     """The most that a request can cost, in pico-units: every answer as long as its bound."""
     return worst_case_pico(price, prompt_tokens, output_tokens_max * answers)
+
+
+def beside_pico(price: Price, attributes: Mapping[str, str]) -> int:
+    """What a request costs beside its tokens, as far as its tags say (search units, adapter-hours). Raises InvalidTagError."""
+    if not price.extended:
+        return 0
+    try:
+        return beside_tokens_pico(price, beside_tokens(price, attributes, 0.0))
+    except ValueError as error:
+        raise InvalidTagError(f"an attribute that is priced must be a whole number: {error}") from None
 
 
 class Quote:
@@ -53,7 +65,10 @@ class Quote:
         stated: int | None,
         learnt: Callable[[], int],
         useful: Callable[[], int],
+        beside: int = 0,
     ) -> None:
+        """`beside` is what the request costs beside its tokens, in pico-units."""
+        self._beside_pico = beside
         self._price = price
         self._prompt_tokens = prompt_tokens
         self._answers = answers
@@ -71,19 +86,23 @@ class Quote:
         """What to reserve, in pico-units, when `left_pico` is all there is."""
         if self._stated is None:
             self.bound = self._learnt()
-        amount = dearest_pico(self._price, self._prompt_tokens, self.bound, self._answers)
+        amount = self._dearest_pico(self.bound)
         if self._stated is not None or left_pico is None or amount <= left_pico:
             return amount
-        prompt_pico = dearest_pico(self._price, self._prompt_tokens, 0, self._answers)
-        per_token_pico = dearest_pico(self._price, self._prompt_tokens, 1, self._answers) - prompt_pico
+        prompt_pico = self._dearest_pico(0)
+        per_token_pico = self._dearest_pico(1) - prompt_pico
         payable = (left_pico - prompt_pico) // per_token_pico if per_token_pico else self.bound
-        if payable < self._useful():
+        # Context bands may make it dearer than that: then it does not fit.
+        if payable < self._useful() or self._dearest_pico(min(self.bound, payable)) > left_pico:
             return amount
         self.bound = min(self.bound, payable)
-        return dearest_pico(self._price, self._prompt_tokens, self.bound, self._answers)
+        return self._dearest_pico(self.bound)
+
+    def _dearest_pico(self, bound: int) -> int:
+        return self._beside_pico + dearest_pico(self._price, self._prompt_tokens, bound, self._answers)
 
 
-def cost_pico(card: RateCard | None, price: Price | None, tokens: Tokens) -> int:
+def cost_pico(card: RateCard | None, price: Price | None, data: UsageData) -> int:
     """What an event costs in pico-units; 0 where no price applies, since budgets count rated events only."""
-    rated = rate_with(price, card, tokens) if card is not None and price is not None else None
+    rated = rate_data(price, card, data) if card is not None and price is not None else None
     return rated.metered_pico if isinstance(rated, Rated) else 0
