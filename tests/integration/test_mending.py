@@ -44,7 +44,7 @@ from tests.usage_events import usage
 
 PARTITIONS = 2
 BRISK = Pace(looks=3, pause_seconds=0.05, settle_seconds=0.05)
-PACE = Pace(pause_seconds=0.2)
+PACE = Pace(pause_seconds=0.2, behind_seconds_max=240)
 LOG = "log"
 
 
@@ -68,12 +68,12 @@ class Site:
             "TAXIMETER_CLICKHOUSE_URL": self.clickhouse_url,
             "TAXIMETER_DATABASE_URL": f"sqlite:///{self.folder / 'book.db'}",
             "TAXIMETER_METER_LINGER_MS": "20",
-            "TAXIMETER_METER_SESSION_TIMEOUT_MS": "6000",
         }
 
-    def meter(self) -> Worker:
+    def meter(self, session_timeout_ms: int = 6_000) -> Worker:
+        own = self.environment | {"TAXIMETER_METER_SESSION_TIMEOUT_MS": str(session_timeout_ms)}
         worker = make_worker(
-            "meter", "taximeter_streams.meter", "TAXIMETER_METER_PORT", self.folder, self.environment, len(self.workers)
+            "meter", "taximeter_streams.meter", "TAXIMETER_METER_PORT", self.folder, own, len(self.workers)
         )
         self.workers.append(worker)
         worker.start()
@@ -299,7 +299,7 @@ def test_replays_that_race_count_once(site: Site) -> None:
 
 def test_reconcile_amid_traffic_finds_nothing(site: Site) -> None:
     site.declare(site.card(1, site.now - timedelta(days=1), "m", 10))
-    site.meter()
+    site.meter(session_timeout_ms=60_000)  # nobody is killed here, and the machine may be slow
     settings = LogSettings(kafka_bootstrap_servers=site.servers, log_id=LOG)
     stop = threading.Event()
 
@@ -309,7 +309,7 @@ def test_reconcile_amid_traffic_finds_nothing(site: Site) -> None:
         )
         count = 0
         with producer:
-            while not stop.wait(0.002):
+            while not stop.wait(0.01):
                 producer.emit(site.event(f"t{count}"))
                 count += 1
         return count
@@ -318,7 +318,7 @@ def test_reconcile_amid_traffic_finds_nothing(site: Site) -> None:
         running = pool.submit(traffic)
         try:
             await_true(lambda: site.rows() > 50, lambda: f"traffic flows; {site.rows()} rows")
-            for _look in range(3):
+            for _look in range(2):
                 report = reconcile_warehouse(
                     site.client, settings, Scope(), PACE, repair=True, progress=lambda _line: None
                 )
