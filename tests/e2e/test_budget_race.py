@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,9 +28,10 @@ from taximeter_schemas.topics import BUDGET_ALERTS, BUDGET_STATE, USAGE_EVENTS
 from tests import gateway_stack
 from tests.face_process import FaceProcess
 from tests.gateway_stack import PARTITIONS, PRICE, Client, GatewayStack, Service, chat_body, declare
+from tests.kafka_broker import ApacheKafka
 from tests.topic_reader import read_topic
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.kafka]
 
 GATEWAYS, TENANTS, REQUESTS, PAYABLE = 8, 5, 1_000, 40
 MODEL = "m-race"
@@ -96,12 +98,25 @@ class Race:
         return {f"{alert.tenant} {alert.kind}" for alert in found if alert.tenant in self.keys}
 
 
+@contextmanager
+def broker_of_its_own(kind: str, folder: Path) -> Iterator[str]:
+    """A broker that nobody else uses: its topics' whole content is looked at."""
+    if kind == "apache":
+        with ApacheKafka(folder) as kafka:
+            yield kafka.bootstrap_servers
+    else:
+        with EmbeddedBroker(folder, free_port()) as broker:
+            yield broker.bootstrap_servers
+
+
 @pytest.fixture
-def race(tmp_path: Path, clickhouse: FaceProcess, unique_database: str) -> Iterator[Race]:
-    with EmbeddedBroker(tmp_path / "broker", free_port()) as broker:
-        stack = GatewayStack(broker.bootstrap_servers, tmp_path, gateway_stack.PRICED)
+def race(
+    request: pytest.FixtureRequest, tmp_path: Path, clickhouse: FaceProcess, unique_database: str
+) -> Iterator[Race]:
+    with broker_of_its_own(request.config.getoption("--broker"), tmp_path / "broker") as servers:
+        stack = GatewayStack(servers, tmp_path, gateway_stack.PRICED)
         common = {
-            "TAXIMETER_KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers,
+            "TAXIMETER_KAFKA_BOOTSTRAP_SERVERS": servers,
             "TAXIMETER_KAFKA_PARTITIONS": str(PARTITIONS),
             "TAXIMETER_KAFKA_REBALANCE_TIMEOUT_SECONDS": "3",
             "TAXIMETER_CLICKHOUSE_URL": clickhouse.url(unique_database),
