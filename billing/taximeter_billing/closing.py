@@ -99,7 +99,7 @@ def close_period(
                 _compute(reader, state, group, batch)
             with Session(book, expire_on_commit=False) as session, session.begin():
                 for tenant in wanted:
-                    _keep(session, tenant, batch, closed, now)
+                    _keep(session, tenant, batch, closed, state.through, now)
         done += sum(len(group.tenants) for group in groups)
         progress(", ".join(tenant.id for tenant in wanted[:3]), done, len(state.tenants))
     return closed
@@ -187,7 +187,7 @@ def _obstacle(tenant: str, batch: _Batch) -> str | None:
     return batch.computed.blocked.get(tenant)
 
 
-def _keep(session: Session, tenant: Tenant, batch: _Batch, closed: Closed, now: datetime) -> None:
+def _keep(session: Session, tenant: Tenant, batch: _Batch, closed: Closed, through: int, now: datetime) -> None:
     """Write what was found about a tenant, and count it."""
     label = batch.seen.label
     if (reason := _obstacle(tenant.id, batch)) is not None:
@@ -206,7 +206,9 @@ def _keep(session: Session, tenant: Tenant, batch: _Batch, closed: Closed, now: 
     elif invoice is not None:
         same = row is not None and row.status == "draft" and row.document_sha256 == invoice.sha256
         (closed.unchanged if same else closed.drafted).append(tenant.id)
-        _write(session, row, invoice, batch.hashes[tenant.id], now)
+        written = _write(session, row, invoice, now)
+        written.inputs_sha256 = batch.hashes[tenant.id]
+        written.declared_through = through if written.drafted_at == now else written.declared_through
     elif row is not None and row.status == "draft" and row.inputs_sha256 == batch.hashes[tenant.id]:
         closed.unchanged.append(tenant.id)
     else:
@@ -215,7 +217,7 @@ def _keep(session: Session, tenant: Tenant, batch: _Batch, closed: Closed, now: 
         closed.without_usage.append(tenant.id)
 
 
-def _write(session: Session, row: InvoiceRow | None, invoice: Invoice, inputs: str, now: datetime) -> None:
+def _write(session: Session, row: InvoiceRow | None, invoice: Invoice, now: datetime) -> InvoiceRow:
     """Write a draft over the last one; beside a voided one, a new revision."""
     if row is None or row.status == "void":
         revision = 1 if row is None else row.revision + 1
@@ -223,13 +225,13 @@ def _write(session: Session, row: InvoiceRow | None, invoice: Invoice, inputs: s
         session.add(row)
     else:
         row = session.merge(row)
-    row.inputs_sha256 = inputs
     if row.document_sha256 == invoice.sha256:
-        return
+        return row
     row.currency, row.document, row.document_sha256 = invoice.currency, invoice.document, invoice.sha256
     row.list_pico, row.savings_pico, row.net_pico = invoice.list_pico, invoice.savings_pico, invoice.net_pico
     row.adjustments_pico, row.total_minor, row.drafted_at = invoice.adjustments_pico, invoice.total_minor, now
     row.reviewed_at = row.reviewed_by = None
+    return row
 
 
 def _keep_refunds(session: Session, tenant: Tenant, batch: _Batch, closed: Closed, now: datetime) -> None:

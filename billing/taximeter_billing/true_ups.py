@@ -6,7 +6,7 @@ beyond the invoice is a line of the next one; what is owed back is a credit note
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -16,23 +16,28 @@ from sqlalchemy.orm import Session
 
 from taximeter_billing.book import CreditNoteRow, InvoiceRow
 from taximeter_billing.computing import Extra, Seen, compute, look
-from taximeter_billing.declarations.state import Group, State, read_state
+from taximeter_billing.declarations.state import Group, State, state_of
 from taximeter_billing.domain.adjusting import Adjustment
 from taximeter_billing.ledger import instances
 from taximeter_billing.warehouse import ANY_TIME, UsageReader
 from taximeter_schemas.tenants import Tenant
 
 TRUE_UP = "true_up"
+_ANY = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Billed:
-    """What a finalized invoice and everything after it has charged for its period, and over which events."""
+    """What a finalized invoice and everything after it has charged for its period, and over which events.
+
+    `revised`: something after it was charged beside an invoice that was voided since, so the sum may be off with no new event.
+    """
 
     invoice: InvoiceRow
     owed_pico: int
     event_set_hash: str
     pool_event_set_hash: str
+    revised: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +67,26 @@ def billed_before(session: Session, label: str, tenants: Collection[str]) -> lis
     statement = select(InvoiceRow).where(InvoiceRow.status == "final", InvoiceRow.period >= first)
     rows = [row for row in session.scalars(statement.order_by(InvoiceRow.period)) if row.tenant in tenants]
     documents = {row.number: json.loads(row.document) for row in rows}
-    later: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        for line in documents[row.number]["lines"]:
+    later: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    said = [(row.tenant, documents[row.number]["lines"]) for row in rows]
+    notes = select(CreditNoteRow).where(CreditNoteRow.status == "final").order_by(CreditNoteRow.id)
+    said += [(note.tenant, json.loads(note.document)["lines"]) for note in session.scalars(notes)]
+    for tenant, lines in said:
+        for line in lines:
             if line.get("kind") == TRUE_UP:
-                later[line["receipt"]["detail"]["invoice"]].append(line)
-    for note in session.scalars(
-        select(CreditNoteRow).where(CreditNoteRow.status == "final").order_by(CreditNoteRow.id)
-    ):
-        later[note.invoice] += [line for line in json.loads(note.document)["lines"] if line["kind"] == TRUE_UP]
-    return [_billed(row, documents[row.number], later[row.number or ""]) for row in rows if row.period < label]
+                later[tenant, line["receipt"]["detail"]["period"]].append(line)
+    return [_billed(row, documents[row.number], later[row.tenant, row.period]) for row in rows if row.period < label]
 
 
-def _billed(row: InvoiceRow, document: Mapping[str, Any], later: Iterable[Mapping[str, Any]]) -> Billed:
+def _billed(row: InvoiceRow, document: Mapping[str, Any], later: list[dict[str, Any]]) -> Billed:
     inputs = document["inputs"]
     owed = int(document.get("owed_pico", document["net_pico"]))
     own, pool = inputs["event_set_hash"], inputs["pool_event_set_hash"]
     for line in sorted(later, key=lambda line: str(line["receipt"]["detail"]["seen_until"])):
         owed += int(line["net_pico"])
         own, pool = line["receipt"]["detail"]["event_set_hash"], line["receipt"]["detail"]["pool_event_set_hash"]
-    return Billed(row, owed, own, pool)
+    revised = any(line["receipt"]["detail"]["invoice"] != row.number for line in later)
+    return Billed(row, owed, own, pool, revised)
 
 
 def look_again(session: Session, reader: UsageReader, line: Mapping[str, Any]) -> Adjustment:
@@ -91,7 +96,7 @@ def look_again(session: Session, reader: UsageReader, line: Mapping[str, Any]) -
     row = session.scalars(select(InvoiceRow).where(InvoiceRow.number == number)).one()
     one = Billed(row, int(detail["owed_before_pico"]), "", "")
     late = Late()
-    state = read_state(session, as_of=row.drafted_at)
+    state = state_of(session, row)
     group = state.by_tenant().get(row.tenant)
     if group is not None:
         _look_at(one, state, group, reader, until, late)
@@ -101,22 +106,27 @@ def look_again(session: Session, reader: UsageReader, line: Mapping[str, Any]) -
 
 def _find_in(session: Session, reader: UsageReader, period: str, billed: list[Billed], late: Late) -> None:
     """Tenants of one period; a query for all of them says which have other events than were billed."""
-    states: dict[datetime, tuple[State, dict[str, Group]]] = {}
+    states: dict[tuple[int, datetime], tuple[State, dict[str, Group]]] = {}
     tenants: dict[str, Tenant] = {}
     for one in billed:
-        made_at = one.invoice.drafted_at
-        if made_at not in states:
-            state = read_state(session, as_of=made_at)
-            states[made_at] = (state, state.by_tenant())
-        group = states[made_at][1].get(one.invoice.tenant)
+        made = _made(one.invoice)
+        if made not in states:
+            state = state_of(session, one.invoice)
+            states[made] = (state, state.by_tenant())
+        group = states[made][1].get(one.invoice.tenant)
         tenants |= {tenant.id: tenant for tenant in (group.tenants if group else ())}
     seen = look(reader, tenants.values(), period)
     for one in billed:
-        state, groups = states[one.invoice.drafted_at]
+        state, groups = states[_made(one.invoice)]
         group = groups.get(one.invoice.tenant)
         known = (one.event_set_hash, one.pool_event_set_hash)
-        if group is not None and _hashes(seen, group, one.invoice.tenant) != known:
+        if group is not None and (one.revised or _hashes(seen, group, one.invoice.tenant) != known):
             _look_at(one, state, group, reader, ANY_TIME, late)
+
+
+def _made(row: InvoiceRow) -> tuple[int, datetime]:
+    """Invoices with the same were computed from the same declarations."""
+    return row.declared_through, row.drafted_at if not row.declared_through else _ANY
 
 
 def _hashes(seen: Seen, group: Group, tenant: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from taximeter_billing.book import InvoiceRow
 from taximeter_billing.computing import Extra, compute, look
-from taximeter_billing.declarations.state import Group, State, read_state
+from taximeter_billing.declarations.state import Group, State, state_of
 from taximeter_billing.domain.adjusting import Adjustment
 from taximeter_billing.domain.credits import Grant
 from taximeter_billing.domain.invoice import CODE_VERSION
@@ -52,7 +52,7 @@ def verify_invoice(book: Engine, reader: UsageReader, reference: str) -> Verific
     if inputs["code_version"] != CODE_VERSION:
         return _differs(row, inputs["events"], "", f"made by rules {inputs['code_version']}; these are {CODE_VERSION}")
     with Session(book, expire_on_commit=False) as session:
-        state = read_state(session, as_of=row.drafted_at)
+        state = state_of(session, row)
         late = [look_again(session, reader, line) for line in document["lines"] if line["kind"] == TRUE_UP]
     group = state.by_tenant().get(row.tenant)
     if group is None:

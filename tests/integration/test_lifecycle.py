@@ -177,6 +177,29 @@ def test_late_usage_is_a_true_up_on_the_next_invoice(book: Engine, warehouse: Cl
     assert kinds(book, "acme/2027-01") == {"minimum": to_pico("1")}
 
 
+def test_an_invoice_that_replaces_a_voided_one_does_not_charge_late_usage_twice(
+    book: Engine, warehouse: Client, reader: UsageReader
+) -> None:
+    declare(book)
+    usage(warehouse, "a", 2 * MILLION, CLOSED - timedelta(days=20))
+    close_period(book, reader, NOVEMBER, CLOSED)
+    finalize_period(book, NOVEMBER, "INV", CLOSED)
+    usage(warehouse, "late", 2 * MILLION, CLOSED + timedelta(days=1))
+    later = CLOSED + timedelta(days=31)
+    close_period(book, reader, DECEMBER, later)
+    finalize_period(book, DECEMBER, "INV", later)
+    assert kinds(book, "acme/2026-12") == {"true_up": to_pico("1")}
+    void_invoice(book, "INV-000001", "wrong address", "tester", later)
+    close_period(book, reader, NOVEMBER, later)
+    finalize_period(book, NOVEMBER, "INV", later)
+    assert net(book, "acme/2026-11") == to_pico("2")
+    # The new invoice holds the late usage, which the one of December charged already.
+    closed = close_period(book, reader, JANUARY, later + timedelta(days=31))
+    assert closed.refunds == {"acme": -to_pico("1")}
+    finalize_period(book, JANUARY, "INV", later + timedelta(days=31))
+    assert close_period(book, reader, "2027-02", later + timedelta(days=62)).refunds == {}
+
+
 def test_a_voided_event_comes_back_as_a_credit_note(book: Engine, warehouse: Client, reader: UsageReader) -> None:
     declare(book)
     usage(warehouse, "a", 2 * MILLION, CLOSED - timedelta(days=20))

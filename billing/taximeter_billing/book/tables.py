@@ -135,6 +135,7 @@ class InvoiceRow(Base):
     revision: Mapped[int] = mapped_column(Integer, default=1)
     adjustments_pico: Mapped[int] = mapped_column(Pico, default=0)
     inputs_sha256: Mapped[str] = mapped_column(String(64), default="")
+    declared_through: Mapped[int] = mapped_column(Integer, default=0)
     reviewed_at: Mapped[datetime | None]
     reviewed_by: Mapped[str | None] = mapped_column(String(200))
     voided_at: Mapped[datetime | None]

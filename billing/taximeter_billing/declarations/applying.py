@@ -49,11 +49,20 @@ def apply_declarations(
     return Applied(plan, send_outbox(book, publish))
 
 
-def current(session: Session, as_of: datetime | None = None) -> dict[tuple[ControlKind, str], dict[str, Any]]:
-    """What the book holds now, or held then: the latest version of everything that was declared and not deleted since."""
+def current(
+    session: Session, as_of: datetime | None = None, through: int | None = None
+) -> dict[tuple[ControlKind, str], dict[str, Any]]:
+    """What the book holds now: the latest version of everything that was declared and not deleted since.
+
+    Or what it held at a time (`as_of`), or after its first `through` entries.
+    """
     latest: dict[tuple[ControlKind, str], dict[str, Any] | None] = {}
     statement = select(DeclaredRow).order_by(DeclaredRow.id)
-    for row in session.scalars(statement if as_of is None else statement.where(DeclaredRow.recorded_at <= as_of)):
+    if as_of is not None:
+        statement = statement.where(DeclaredRow.recorded_at <= as_of)
+    if through is not None:
+        statement = statement.where(DeclaredRow.id <= through)
+    for row in session.scalars(statement):
         if row.kind != ControlKind.API_KEY:
             latest[ControlKind(row.kind), row.key] = row.body
     return {place: body for place, body in latest.items() if body is not None}

@@ -1,12 +1,14 @@
-"""What is declared, as billing uses it: now, or as it was when an invoice was made."""
+"""What is declared, as billing uses it: now, or as it was when an invoice was computed."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from typing import Any
 
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from taximeter_billing.book import DeclaredRow, InvoiceRow
 from taximeter_billing.declarations.applying import current
 from taximeter_billing.domain.contracts import Agreement, Contract, CreditGrant, Plan, agreement
 from taximeter_schemas.cache_policies import DEFAULT_CACHE_POLICY, CachePolicy, load_cache_policy
@@ -27,7 +29,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything declared that an invoice depends on. `agreements` and `grants` are by tenant."""
+    """Everything declared that an invoice depends on, up to one entry of the book. `agreements` and `grants` are by tenant."""
 
     tenants: Mapping[str, Tenant]
     cards: list[RateCard]
@@ -35,6 +37,7 @@ class State:
     agreements: Mapping[str, list[Agreement]]
     grants: Mapping[str, list[CreditGrant]]
     cost_cards: list[RateCard]
+    through: int = 0
 
     def currency(self, tenant: Tenant) -> str:
         """Usage is priced, and so invoiced, in the currency of the tenant's rate card."""
@@ -55,11 +58,22 @@ class State:
         return {tenant.id: group for group in self.groups() for tenant in group.tenants}
 
 
-def read_state(session: Session, as_of: datetime | None = None) -> State:
-    """What the book declares now, or declared then. Rate cards are always all that are known: they never change, and an event
-    may have been rated by one that came later."""
-    things = current(session, as_of)
-    everything = things if as_of is None else current(session)
+def state_of(session: Session, invoice: InvoiceRow) -> State:
+    """What was declared when an invoice was computed."""
+    if invoice.declared_through:
+        return _state(session, current(session, through=invoice.declared_through), invoice.declared_through)
+    return _state(session, current(session, as_of=invoice.drafted_at), 0)
+
+
+def read_state(session: Session) -> State:
+    """What is declared now."""
+    through = session.scalar(select(func.max(DeclaredRow.id))) or 0
+    return _state(session, current(session, through=through), through)
+
+
+def _state(session: Session, things: Mapping[tuple[ControlKind, str], dict[str, Any]], through: int) -> State:
+    """Cards are always all that are known: they never change, and an event may have been rated by one that came later."""
+    everything = current(session)
     policies: dict[str, CachePolicy] = {"default": DEFAULT_CACHE_POLICY}
     for key, body in _of(things, ControlKind.CACHE_POLICY):
         policies[key] = load_cache_policy(body, {})
@@ -79,10 +93,11 @@ def read_state(session: Session, as_of: datetime | None = None) -> State:
         agreements=dict(agreements),
         grants=dict(grants),
         cost_cards=[RateCard.model_validate(body) for _, body in _of(everything, ControlKind.COST_CARD)],
+        through=through,
     )
 
 
 def _of(
-    things: Mapping[tuple[ControlKind, str], dict[str, object]], kind: ControlKind
-) -> Iterator[tuple[str, dict[str, object]]]:
+    things: Mapping[tuple[ControlKind, str], dict[str, Any]], kind: ControlKind
+) -> Iterator[tuple[str, dict[str, Any]]]:
     return ((key, body) for (held, key), body in sorted(things.items()) if held is kind)
