@@ -131,6 +131,14 @@ class VllmWorker:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._child.pid, signal.SIGKILL)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._child.signal(number)
+
+    def await_end(self) -> None:
+        """Wait until it has ended by itself. Raises subprocess.TimeoutExpired."""
+        self._child.wait(SECONDS_MAX)
+
     def headers(
         self,
         tenant: str = "acme",

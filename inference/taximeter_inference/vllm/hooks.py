@@ -82,11 +82,15 @@ class EngineHooks:
         for name, hook in zip(_HOOKED, hooks, strict=True):
             setattr(processor, name, hook)
 
-    def detach(self) -> None:
-        """Let go. What is in the engine still is metered as aborted, with what it had used."""
+    def abandon(self) -> None:
+        """The engine has stopped: what is in it still is metered as aborted, with what it had used."""
         for exchange, _ in self._owners.values():
             exchange.over = True
         self._close_all(ABORTED)
+
+    def detach(self) -> None:
+        """Let go. What is in the engine still is metered as aborted."""
+        self.abandon()
         for name in _HOOKED:
             with contextlib.suppress(AttributeError):
                 delattr(self._processor, name)

@@ -130,6 +130,8 @@ class Middleware:
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await asyncio.to_thread(self._start, scope)
+            if self._meter is not None:
+                self._meter.follow_shutdown(scope["app"].state.engine_client, asyncio.get_running_loop())
         except Exception as error:  # noqa: BLE001 - whatever it was, the server must be told, and ends
             _log.critical("taximeter: this worker does not serve: %s", error)
             await receive()

@@ -59,6 +59,9 @@ class EventSink:
         self._held: deque[tuple[UsageEvent, int]] = deque()
         """Events that the spool had no room for."""
         self._busy = BusyTime()
+        self._taken = 0
+        self._settled = 0
+        """How many parts were taken, and became events or could not."""
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="taximeter-sink", daemon=True)
@@ -75,7 +78,16 @@ class EventSink:
 
     def take(self, part: Part) -> None:
         """Take a part. Called on the event loop; costs next to nothing."""
+        self._taken += 1
         self._parts.append(part)
+
+    def flush(self, timeout_seconds: float = STOP_SECONDS_MAX) -> None:
+        """Wait until what was taken so far is on the broker or on disk."""
+        deadline, taken = time.monotonic() + timeout_seconds, self._taken
+        while self._settled < taken and self._thread.is_alive() and time.monotonic() < deadline:
+            self._wake.set()
+            time.sleep(WAKE_SECONDS / 5)
+        self._producer.flush(max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:
         """Everything taken becomes an event, and is on the broker or on disk."""
@@ -93,7 +105,8 @@ class EventSink:
             self._turn(stopping)
             if stopping:
                 return
-            self._wake.wait(WAKE_SECONDS)
+            if self._wake.wait(WAKE_SECONDS):
+                self._wake.clear()
 
     def _turn(self, time_is_up: bool) -> None:
         self._retry()
@@ -104,12 +117,13 @@ class EventSink:
                 blocks = self._blocks(part, time_is_up)
                 if blocks is None:
                     self._waiting.append((part, gpu_seconds))
-                else:
-                    now, monotonic_now = datetime.now(UTC), time.monotonic()
-                    event = build_event(part, self._origin, gpu_seconds, blocks, now, monotonic_now)
-                    self._send(event, part.number)
+                    continue
+                now, monotonic_now = datetime.now(UTC), time.monotonic()
+                event = build_event(part, self._origin, gpu_seconds, blocks, now, monotonic_now)
+                self._send(event, part.number)
             except Exception:  # noqa: BLE001 - the requests beside it are still metered
                 _log.critical("request %d could not be metered", part.number, exc_info=True)
+            self._settled += 1
 
     def _take_in(self) -> None:
         """Settle the busy time of new parts, in the order in which their sequences ended."""

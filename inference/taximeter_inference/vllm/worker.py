@@ -1,7 +1,9 @@
 """A worker that meters itself: the plugin's parts put together, for a server and for programs that use the engine directly."""
 
+import asyncio
 import itertools
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from taximeter_inference.vllm.usage import Origin
 from taximeter_producers import SpoolBusyError, UsageProducer
 from taximeter_schemas.events import Operation
 
+ABANDON_SECONDS_MAX = 5.0
 PROCESSES_MAX = 64
 """API server processes of one worker: each has a spool of its own."""
 _log = logging.getLogger(__name__)
@@ -100,6 +103,29 @@ class WorkerMeter:
         finally:
             CURRENT.reset(before)
             self.end(exchange)
+
+    def follow_shutdown(self, engine: Any, loop: asyncio.AbstractEventLoop) -> None:
+        """Meter what is in the engine when the server stops it.
+
+        A server that was told to stop ends its engine first and then waits, for as long as it takes, for clients that are
+        still connected; by the time that somebody loses patience and kills it, the events must be safe.
+        """
+        stop, loop_thread = engine.shutdown, threading.get_ident()
+
+        def shutdown(*arguments: Any, **named: Any) -> None:
+            stop(*arguments, **named)
+            if self._producer is None or loop.is_closed():
+                return
+            if threading.get_ident() == loop_thread:
+                self.hooks.abandon()
+                return
+            abandoned = threading.Event()
+            loop.call_soon_threadsafe(self.hooks.abandon)
+            loop.call_soon_threadsafe(abandoned.set)
+            if abandoned.wait(ABANDON_SECONDS_MAX):
+                self._sink.flush()
+
+        engine.shutdown = shutdown
 
     def end(self, exchange: Exchange) -> None:
         """The exchange's answer has ended."""
