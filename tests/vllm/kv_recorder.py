@@ -1,6 +1,6 @@
 """Writes down what vLLM says about its cache, as it says it: `python kv_recorder.py ADDRESS FILE`, in vLLM's environment.
 
-One JSON object a line: a batch's time and its events, hashes in hex, token ids left out.
+One JSON object a line: a batch's time and its events, hashes as text, token ids left out.
 """
 
 import json
@@ -13,8 +13,8 @@ import zmq
 
 
 def plain(value: Any) -> Any:
-    """A hash in hex."""
-    return value.hex() if isinstance(value, bytes) else value
+    """A hash as text."""
+    return value.hex() if isinstance(value, bytes) else value if value is None else str(value)
 
 
 def main(address: str, path: Path) -> None:
