@@ -12,7 +12,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from tests.property.metering_model import Cluster, Protocol, Step
+from tests.property.metering_model import Cluster, Protocol, Step, Worker
 from tests.usage_events import usage
 
 WHICH = st.sampled_from([0, 1])
@@ -60,19 +60,23 @@ class Metering(RuleBasedStateMachine):
         while worker.batch is not None:
             self.cluster.advance(worker)
 
-    @rule(which=WHICH, sizes=st.tuples(SIZES, SIZES), until=st.sampled_from(Step), late=st.booleans(), more=SIZES)
-    def overtake(self, which: int, sizes: tuple[int, int], until: Step, late: bool, more: int) -> None:
-        """A worker stands still after a step; the other one takes over and takes a batch in hand; then either goes on first."""
-        self.send_many(more * 7, more)
+    @rule(which=WHICH, sizes=st.tuples(SIZES, SIZES), stops=st.sampled_from(Step), meets=st.sampled_from(Step))
+    def overtake(self, which: int, sizes: tuple[int, int], stops: Step, meets: Step) -> None:
+        """A worker stands still after a step, the other takes over and gets as far as another; then the first goes on."""
         before, after = self.cluster.workers[which], self.cluster.workers[1 - which]
+        self.write_whole(which, sizes[1])
+        self.send_many(len(self.cluster.log), max(sizes))
         self.cluster.begin(before, sizes[0])
-        while before.batch is not None and (before.batch.done is None or before.batch.done.value < until.value):
-            self.cluster.advance(before)
+        self._advance_to(before, stops)
         self.cluster.assign(after)
         self.cluster.begin(after, sizes[1])
-        for worker in (after, before) if late else (before, after):
-            while worker.batch is not None:
-                self.cluster.advance(worker)
+        self._advance_to(after, meets)
+        for worker in (before, after):
+            self._advance_to(worker, Step.COMMIT)
+
+    def _advance_to(self, worker: Worker, until: Step) -> None:
+        while worker.batch is not None and (worker.batch.done is None or worker.batch.done.value < until.value):
+            self.cluster.advance(worker)
 
     @rule(which=WHICH)
     def assign(self, which: int) -> None:
@@ -109,9 +113,12 @@ class Metering(RuleBasedStateMachine):
                 cluster.advance(worker)
         owner = cluster.workers[which]
         cluster.assign(owner)
+        steps = 0
         while owner.batch is not None or (owner.position or 0) < len(cluster.log):
             cluster.begin(owner, 5)
             cluster.advance(owner)
+            steps += 1
+            assert steps <= 100 + 10 * len(cluster.log), "it never gets to the end of the log"
         warehouse = cluster.warehouse
         assert warehouse.column("offset") == list(range(len(cluster.log)))
         assert cluster.told_pico == sum(warehouse.column("metered_pico")), "spend is what is stored"
@@ -139,7 +146,7 @@ class Metering(RuleBasedStateMachine):
         assert self.cluster.told_pico <= sum(self.cluster.warehouse.column("metered_pico"))
 
 
-Metering.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+Metering.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestMetering = Metering.TestCase
 
 PLANTED: list[dict[str, Any]] = [
