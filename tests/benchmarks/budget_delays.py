@@ -200,7 +200,7 @@ def main() -> None:
                     desk, urls, endpoint
                 ),
             }
-    keep("delays", report(rows))
+        keep("delays", report(rows))
 
 
 def report(rows: dict[str, list[float]]) -> str:
