@@ -4,7 +4,7 @@ Prices are linear, so a parcel's cost is a sum of quantity times price for each 
 costs that the events themselves carry.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -69,10 +69,13 @@ class Parcel:
         """What a meter's units cost before savings, at the rate card."""
         return sum(part.list_pico for part in self.components if _METER_OF[part.kind] is meter)
 
-    def tokens(self, kinds: Iterable[str]) -> int:
-        """Units of some classes."""
-        wanted = set(kinds)
-        return sum(part.quantity for part in self.components if part.kind in wanted)
+    @property
+    def list_by_meter(self) -> dict[Meter, int]:
+        """`list_of` for every meter, in one pass."""
+        found = dict.fromkeys(Meter, 0)
+        for part in self.components:
+            found[_METER_OF[part.kind]] += part.list_pico
+        return found
 
 
 def unit_price(price: Price, kind: str) -> int:

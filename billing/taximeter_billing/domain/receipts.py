@@ -7,6 +7,13 @@ from typing import Any
 from taximeter_billing.domain.parcels import OUTPUT, READS, WRITES, Component
 from taximeter_billing.domain.tariffing import Standing, TierPosition
 
+_COUNTED_AS = {
+    "uncached_input": "uncached_input",
+    **dict.fromkeys(READS, "cache_read"),
+    **dict.fromkeys(WRITES, "cache_write"),
+    **dict.fromkeys(OUTPUT, "output"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class UsageLine:
@@ -40,18 +47,15 @@ def usage_lines(standings: Sequence[Standing]) -> list[UsageLine]:
 def _line(place: tuple[str, str, str], members: list[Standing]) -> UsageLine:
     parcels = [standing.parcel for standing in members]
 
-    def tokens(*kinds: str) -> int:
-        return sum(parcel.tokens(kinds) for parcel in parcels)
-
+    used: dict[str, int] = dict.fromkeys(("uncached_input", "cache_read", "cache_write", "output"), 0)
+    for parcel in parcels:
+        for part in parcel.components:
+            if (count := _COUNTED_AS.get(part.kind)) is not None:
+                used[count] += part.quantity
     return UsageLine(
         *place,
         events=sum(parcel.events for parcel in parcels),
-        tokens={
-            "uncached_input": tokens("uncached_input"),
-            "cache_read": tokens(*READS),
-            "cache_write": tokens(*WRITES),
-            "output": tokens(*OUTPUT),
-        },
+        tokens=used,
         list_pico=sum(parcel.list_pico for parcel in parcels),
         tier_pico=sum(standing.tier_pico for standing in members),
         savings_pico=sum(standing.savings_pico for standing in members),

@@ -51,9 +51,10 @@ def apply_tariffs(parcels: Sequence[Parcel], spans: Sequence[Span], salt: str) -
     covered: dict[tuple[str, Meter], list[Standing]] = defaultdict(list)
     for standing in standings:
         parcel = standing.parcel
-        standing.left = {meter: parcel.list_of(meter) for meter in Meter}
-        for meter in Meter:
-            tariff = _tariff(parcel, meter, spans[parcel.segment])
+        standing.left = parcel.list_by_meter
+        span = spans[parcel.segment]
+        for meter in Meter if span.agreement is not None and span.agreement.terms.tariffs else ():
+            tariff = _tariff(parcel, meter, span)
             if tariff is not None and parcel.quantity(meter):
                 covered[tariff.id, meter].append(standing)
     for (tariff_id, meter), members in sorted(covered.items()):
