@@ -25,7 +25,7 @@ def command(
     budget: Annotated[str | None, typer.Option(help="Which wallet, where the tenant has several.")] = None,
     note: Annotated[str, typer.Option(help="Why, for the list.")] = "",
 ) -> None:
-    """Add money to a prepaid wallet (a budget with `period: lifetime`). Gateways know within two seconds."""
+    """Add money to a prepaid wallet (a budget with `period: lifetime`). Gateways know within seconds."""
     errors = Console(stderr=True)
     settings = BillingSettings()
     try:

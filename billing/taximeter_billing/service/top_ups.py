@@ -37,7 +37,7 @@ def router(settings: BillingSettings, book: Engine, caller: Callable[..., str]) 
 
     @api.post("/top-ups", status_code=201)
     def add(new: NewTopUp, actor: Annotated[str, Depends(caller)], response: Response) -> dict[str, Any]:
-        """Add money to a wallet: 201 when it is new, 200 when it was there already. Gateways know within two seconds."""
+        """Add money to a wallet: 201 when it is new, 200 when it was there already. Gateways know within seconds."""
         try:
             amount_pico = to_pico(new.amount)
         except AmountError as error:
