@@ -9,6 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from taximeter_inference.gateway.admission import Answer, Ask, Close, Reservation, Scope, Wallet, WalletTerms
 
 LASTS_SECONDS = 8.0
+HELD_SECONDS = 12.0
+"""How long after its end a lease's amounts stay charged."""
+TICK_SECONDS = 0.5
 SCOPES = (Scope("acme", ("b",)), Scope("acme", ("b", "c")))
 AMOUNTS = st.sampled_from((0, 1, 30, 100))
 # Small slices that stay: leases run empty, and run out while they are in use.
@@ -23,6 +26,7 @@ class Granted:
     amounts: dict[str, int]
     granted_at: float
     until: float
+    """Admits nothing from then on; its amounts are granted again HELD_SECONDS later."""
     closed: Close | None = None
     reserved: int = 0
     settled: int = 0
@@ -79,7 +83,9 @@ class WalletMachine(RuleBasedStateMachine):
     @rule(data=st.data(), part=st.integers(0, 100))
     def settle(self, data: st.DataObject, part: int) -> None:
         reservation = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
-        cost = reservation.amount_pico * part // 100
+        self.end(reservation, reservation.amount_pico * part // 100)
+
+    def end(self, reservation: Reservation, cost: int) -> None:
         self.wallet.settle(reservation, cost, self.now)
         lease = self.leases[reservation.lease_id]
         lease.reserved -= reservation.amount_pico
@@ -124,16 +130,27 @@ class WalletMachine(RuleBasedStateMachine):
 
     def _answer_arrives(self, position: int, comes_again: bool) -> None:
         lease_id, amounts, lasts_seconds = self.answers[position] if comes_again else self.answers.pop(position)
-        answer = self.wallet.grant(lease_id, amounts, lasts_seconds, self.now)
+        held_seconds = lasts_seconds + HELD_SECONDS
+        answer = self.wallet.grant(lease_id, amounts, lasts_seconds, self.now, held_seconds)
         known = self.leases.get(lease_id)
         if answer is Answer.STRAY and known is not None and known.closed is None:
             self.hear(Close(lease_id, known.scope, 0))
 
-    @rule(seconds=st.sampled_from((0.1, 1.0, 2.0, 5.0)))
+    @rule(seconds=st.sampled_from((0.1, 1.0, 2.0, 5.0, 20.0)))
     def time_passes(self, seconds: float) -> None:
-        self.now += seconds
-        for message in self.wallet.due(self.now):
-            self.hear(message)
+        while seconds > 0:
+            self.now += min(seconds, TICK_SECONDS)
+            seconds -= TICK_SECONDS
+            for message in self.wallet.due(self.now):
+                self.hear(message)
+            for reservation in self.wallet.overdue(self.now):
+                self.held.remove(reservation)
+                self.end(reservation, reservation.amount_pico)
+
+    @rule()
+    def budgets_are_declared_anew(self) -> None:
+        self.wallet.retire("acme")
+        assert all(self.wallet.available_pico(scope, self.now) == 0 for scope in SCOPES)
 
     @rule(scope=st.sampled_from(SCOPES))
     def squeeze(self, scope: Scope) -> None:
@@ -144,6 +161,11 @@ class WalletMachine(RuleBasedStateMachine):
     def no_lease_admits_more_than_it_holds(self) -> None:
         for lease in self.leases.values():
             assert lease.reserved + lease.settled <= min(lease.amounts.values()) or not (lease.reserved + lease.settled)
+
+    @invariant()
+    def no_request_outlives_the_hold_of_its_lease(self) -> None:
+        for reservation in self.held:
+            assert self.now < self.leases[reservation.lease_id].until + HELD_SECONDS
 
     @invariant()
     def no_reservation_is_lost(self) -> None:
