@@ -19,6 +19,7 @@ from tests.benchmarks.stand import Candidate, Stand
 from tests.benchmarks.throughput import Sizes
 
 _PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+CANDIDATES = "limit,ours,ours (no kernel),faust,quixstreams"
 SECTIONS = ("throughput", "flat", "workers", "latency", "emit")
 
 
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", choices=SECTIONS, help="measure only this; may be given several times"
     )
-    parser.add_argument("--candidates", default="limit,ours,ours (no kernel),faust,quixstreams", help="for throughput")
+    parser.add_argument("--candidates", help=f"for throughput; all: {CANDIDATES}")
     parser.add_argument("--quick", action="store_true", help="tiny counts: shows that it runs, measures nothing")
     parser.add_argument("--full", action="store_true", help="up to 20 million stored events (the section `flat`)")
     parser.add_argument("--events", type=int, help="events in the log (1,000,000)")
@@ -66,7 +67,7 @@ def _sizes(options: argparse.Namespace) -> Sizes:
 
 def _throughput(folder: Path, options: argparse.Namespace) -> object:
     sizes = _sizes(options)
-    names = ["ours"] if options.quick else options.candidates.split(",")
+    names = (options.candidates or ("ours" if options.quick else CANDIDATES)).split(",")
     with Stand(folder) as stand:
         size = stand.fill(sizes.events)
         runs = throughput.measure(stand, names, sizes)

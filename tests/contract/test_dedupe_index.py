@@ -1,20 +1,25 @@
 """What every dedupe index promises, on the one in memory and the one on disk."""
 
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
 
+from taximeter_streams.meter import front
 from taximeter_streams.meter.dedupe import Counted, DedupeIndex, MemoryIndex, RocksIndex, log_mark
+from taximeter_streams.meter.front import FrontFilter
+from taximeter_streams.meter.kernel import load_kernel
 
 A, B, C = (bytes([number]) * 16 for number in (1, 2, 3))
 MARK = log_mark("log", 0)
 BODY = bytes(range(16))
 
 
-@pytest.fixture(params=["memory", "rocks"])
+@pytest.fixture(params=["memory", "rocks", "filtered"])
 def index(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DedupeIndex]:
-    made: DedupeIndex = MemoryIndex() if request.param == "memory" else RocksIndex(tmp_path / "index")
+    kernel = load_kernel(tmp_path) if request.param == "filtered" else None
+    made: DedupeIndex = MemoryIndex() if request.param == "memory" else RocksIndex(tmp_path / "index", kernel)
     yield made
     made.close()
 
@@ -71,3 +76,37 @@ def test_the_index_on_disk_outlives_its_process(reopened: Callable[[], RocksInde
     assert index.find([A, B, C]) == [Counted(BODY, MARK, 0), Counted(BODY, MARK, 1), None]
     assert index.known_to("log/0") == 1
     index.close()
+
+
+def test_the_filter_knows_what_the_index_held_before_it_and_what_came_after(tmp_path: Path) -> None:
+    kernel, identities = load_kernel(tmp_path), [number.to_bytes(16, "big") for number in range(3_000)]
+    hashed = [blake2b(identity, digest_size=16).digest() for identity in identities]
+    before, after, never = hashed[:1_000], hashed[1_000:2_000], hashed[2_000:]
+    plain = RocksIndex(tmp_path / "index")
+    plain.mark("log/0", 999, [(identity, Counted(BODY, MARK, 0)) for identity in before])
+    plain.close()
+    index = RocksIndex(tmp_path / "index", kernel)
+    index.mark("log/0", 1_999, [(identity, Counted(BODY, MARK, 1)) for identity in after])
+    found = index.find([*before, *after, *never])
+    index.close()
+    assert found == [Counted(BODY, MARK, 0)] * 1_000 + [Counted(BODY, MARK, 1)] * 1_000 + [None] * 1_000
+
+
+def test_a_filter_that_has_become_too_full_is_made_again_with_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front, "BITS_MIN", 1 << 12)
+    held: list[bytes] = []
+    filter_ = FrontFilter(load_kernel(tmp_path), 0, lambda: iter(tuple(held)))
+    for number in range(40):
+        identities = [blake2b(bytes([number, at]), digest_size=16).digest() for at in range(100)]
+        filter_.note(identities)
+        held.extend(identities)
+    filter_.wait_until_filled()
+    never = [blake2b(b"never %d" % number, digest_size=16).digest() for number in range(1_000)]
+    known, unknown = filter_.maybe_known(held), filter_.maybe_known(never)
+    filter_.close()
+    assert known is not None
+    assert known.all()
+    assert unknown is not None
+    assert unknown.mean() < 0.2

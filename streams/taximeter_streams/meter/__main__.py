@@ -10,10 +10,10 @@ from prometheus_client import REGISTRY
 from taximeter_producers.health import HealthServer
 from taximeter_producers.logs import configure_logging
 from taximeter_streams.meter import metrics
-from taximeter_streams.meter.batch import Folding, RowFolding
+from taximeter_streams.meter.batch import RowFolding
 from taximeter_streams.meter.column_batch import ColumnFolding
 from taximeter_streams.meter.dedupe import RocksIndex
-from taximeter_streams.meter.kernel import KernelError, load_kernel
+from taximeter_streams.meter.kernel import Kernel, KernelError, load_kernel
 from taximeter_streams.meter.publishing import Publisher
 from taximeter_streams.meter.service import Meter
 from taximeter_streams.meter.settings import MeterSettings
@@ -39,7 +39,8 @@ def main() -> None:
 def _work(settings: MeterSettings, starting: Starting) -> None:
     starting.topics(settings)
     client = starting.warehouse(settings.clickhouse_url)
-    index = RocksIndex(settings.state_dir / "meter" / "index")
+    kernel = _kernel(settings)
+    index = RocksIndex(settings.state_dir / "meter" / "index", kernel)
     metrics.INDEX_ENTRIES.set_function(index.entries_estimated)
     metrics.INDEX_BYTES.set_function(lambda: metrics.folder_bytes(settings.state_dir / "meter" / "index"))
     control = starting.control(settings.kafka_bootstrap_servers)
@@ -49,7 +50,7 @@ def _work(settings: MeterSettings, starting: Starting) -> None:
         index,
         Publisher(settings.kafka_bootstrap_servers),
         control,
-        _folding(settings),
+        ColumnFolding(kernel) if kernel else RowFolding(),
     )
     REGISTRY.register(meter.lag)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -63,17 +64,17 @@ def _work(settings: MeterSettings, starting: Starting) -> None:
         client.close()
 
 
-def _folding(settings: MeterSettings) -> Folding:
-    """By the kernel where it can be had and is wanted, else row by row."""
+def _kernel(settings: MeterSettings) -> Kernel | None:
+    """The kernel where it can be had and is wanted; without it everything is folded row by row."""
     if settings.meter_kernel == "off":
-        return RowFolding()
+        return None
     try:
-        return ColumnFolding(load_kernel(settings.state_dir / "meter"))
+        return load_kernel(settings.state_dir / "meter")
     except KernelError as error:
         if settings.meter_kernel == "required":
             raise
         _log.warning("folding row by row, at a third of the speed: %s", error)
-        return RowFolding()
+        return None
 
 
 if __name__ == "__main__":

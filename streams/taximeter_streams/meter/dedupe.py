@@ -6,7 +6,7 @@ and disk stay bounded.
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -23,6 +23,8 @@ from rocksdict import (
 )
 
 from taximeter_schemas.rejections import EVENT_AGE_SECONDS_MAX, EVENT_FUTURE_SECONDS_MAX
+from taximeter_streams.meter.front import FrontFilter
+from taximeter_streams.meter.kernel import Kernel
 
 KEPT_SECONDS = EVENT_AGE_SECONDS_MAX + EVENT_FUTURE_SECONDS_MAX
 """An event can first arrive a day ahead of its time and be sent again until it is 35 days old."""
@@ -117,7 +119,7 @@ def _filtered_tables() -> BlockBasedOptions:
 class RocksIndex:
     """The index on disk (RocksDB), in one folder that one process holds at a time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kernel: Kernel | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         options = Options(raw_mode=True)
         options.create_if_missing(True)
@@ -132,13 +134,18 @@ class RocksIndex:
         options.set_compression_type(DBCompressionType.none())
         # Expired entries fall out when files are compacted, so some are found for longer. A day is added for clocks that differ.
         self._db = Rdict(str(folder), options, access_type=AccessType.with_ttl(KEPT_SECONDS + 86_400))
+        self._front = FrontFilter(kernel, self.entries_estimated(), self._walk) if kernel else None
 
     def find(self, identities: Sequence[bytes]) -> list[Counted | None]:
         """See DedupeIndex."""
-        values: list[bytes | None] = (
-            self._db.get([b"i" + identity for identity in identities]) if identities else []  # type: ignore[assignment]
-        )
-        return [None if value is None else Counted(*_ENTRY.unpack(value)) for value in values]
+        maybe = self._front.maybe_known(identities) if self._front and identities else None
+        if maybe is None:
+            return self._find(identities)
+        found: list[Counted | None] = [None] * len(identities)
+        places = maybe.nonzero()[0].tolist()
+        for place, counted in zip(places, self._find([identities[place] for place in places]), strict=True):
+            found[place] = counted
+        return found
 
     def mark(self, partition_key: str, last_offset: int, counted: Iterable[tuple[bytes, Counted]]) -> None:
         """See DedupeIndex."""
@@ -152,6 +159,8 @@ class RocksIndex:
         """See DedupeIndex."""
         batch = WriteBatch(raw_mode=True)
         put = batch.put
+        if self._front:
+            self._front.note(identities)
         for identity, entry in zip(identities, entries, strict=True):
             put(b"i" + identity, entry)
         put(b"p" + partition_key.encode(), last_offset.to_bytes(8, "big"))
@@ -166,6 +175,18 @@ class RocksIndex:
         """About how many identities it holds, as RocksDB estimates."""
         return self._db.property_int_value("rocksdb.estimate-num-keys") or 0
 
+    def _find(self, identities: Sequence[bytes]) -> list[Counted | None]:
+        values: list[bytes | None] = (
+            self._db.get([b"i" + identity for identity in identities]) if identities else []  # type: ignore[assignment]
+        )
+        return [None if value is None else Counted(*_ENTRY.unpack(value)) for value in values]
+
+    def _walk(self) -> Iterator[bytes]:
+        keys: Iterator[bytes] = self._db.keys(from_key=b"i")  # type: ignore[assignment]
+        return (key[1:] for key in keys if key[:1] == b"i")
+
     def close(self) -> None:
         """Flush and release the folder."""
+        if self._front:
+            self._front.close()
         self._db.close()

@@ -685,3 +685,35 @@ int64_t pack_texts(const char *text, const span *spans, int64_t count, char *int
     }
     return p - into;
 }
+
+/* ---- a Bloom filter in blocks of one cache line: seven bits of 512, picked by the identity, which is a hash already ---- */
+
+static inline uint64_t *block_of(uint64_t *filter, uint64_t mask, const uint8_t *identity, uint64_t *bits) {
+    uint64_t word;
+    memcpy(&word, identity, 8);
+    memcpy(bits, identity + 8, 8);
+    return filter + 8 * (word & mask);
+}
+
+/* `filter` has `mask` + 1 blocks, a power of two. */
+void filter_add(uint64_t *filter, uint64_t mask, const uint8_t *identities, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        uint64_t bits, *block = block_of(filter, mask, identities + 16 * i, &bits);
+        for (int k = 0; k < 7; k++, bits >>= 9) block[(bits >> 6) & 7] |= 1ULL << (bits & 63);
+    }
+}
+
+/* `maybe` becomes 1 where the identity may have been added, 0 where it surely was not. */
+void filter_ask(uint64_t *filter, uint64_t mask, const uint8_t *identities, int64_t count, uint8_t *maybe) {
+    for (int64_t i = 0; i < count; i++) {
+        uint64_t bits, *block = block_of(filter, mask, identities + 16 * i, &bits);
+        if (i + 8 < count) {
+            uint64_t ahead;
+            memcpy(&ahead, identities + 16 * (i + 8), 8);
+            __builtin_prefetch(filter + 8 * (ahead & mask));
+        }
+        int there = 1;
+        for (int k = 0; k < 7; k++, bits >>= 9) there &= (int)(block[(bits >> 6) & 7] >> (bits & 63)) & 1;
+        maybe[i] = (uint8_t)there;
+    }
+}

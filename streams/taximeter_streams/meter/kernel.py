@@ -87,9 +87,11 @@ class Kernel:
         except OSError as error:
             raise KernelError(f"{library} cannot be loaded: {error}") from error
         self._scan, self._number, self._pack = loaded.scan, loaded.number_texts, loaded.pack_texts
+        self._add, self._ask = loaded.filter_add, loaded.filter_ask
         for function in (self._number, self._pack):
             function.restype = ctypes.c_int64
-        self._scan.restype = None
+        for function in (self._scan, self._add, self._ask):
+            function.restype = None
 
     def scan(self, payloads: Sequence[bytes]) -> Scanned:
         """Read the payloads. Together they must be shorter than TEXT_BYTES_MAX."""
@@ -127,6 +129,22 @@ class Kernel:
         )  # fmt: skip
         chosen = spans[firsts[:found]]
         return codes, [text[start : start + length].decode() for start, length in chosen.tolist()]
+
+    def add_to_filter(self, blocks: NDArray[np.uint64], identities: bytes) -> None:
+        """Note identities, sixteen bytes each, in a filter whose number of blocks (of eight words) is a power of two."""
+        self._add(
+            _at(blocks), ctypes.c_uint64(len(blocks) // 8 - 1), ctypes.c_char_p(identities),
+            ctypes.c_int64(len(identities) // 16),
+        )  # fmt: skip
+
+    def ask_filter(self, blocks: NDArray[np.uint64], identities: bytes) -> NDArray[np.bool_]:
+        """For each identity, whether it may have been noted; False is sure."""
+        maybe = np.empty(len(identities) // 16, np.uint8)
+        self._ask(
+            _at(blocks), ctypes.c_uint64(len(blocks) // 8 - 1), ctypes.c_char_p(identities), ctypes.c_int64(len(maybe)),
+            _at(maybe),
+        )  # fmt: skip
+        return maybe.view(np.bool_)
 
     def pack(self, text: bytes, spans: NDArray[np.void]) -> bytes:
         """The texts as ClickHouse's Native format has a String column: each its length (LEB128) and its bytes."""
