@@ -65,7 +65,7 @@ def events(seed: int, count: int) -> list[UsageRow]:
         hit = dice.randint(0, 6)
         exact = dice.random() < 0.8
         tier = dice.choice(["gpu", "gpu", "cpu"])
-        own = {f"cache_read_{name}": hit * BLOCK if name == tier else 0 for name in ("gpu", "cpu", "disk", "provider")}
+        gpu, cpu = (hit * BLOCK, 0) if tier == "gpu" else (0, hit * BLOCK)
         rows.append(
             UsageRow(
                 tenant=dice.choice(TENANTS), feature=dice.choice(["chat", "search"]), model=dice.choice(["m", "n"]),
@@ -74,7 +74,8 @@ def events(seed: int, count: int) -> list[UsageRow]:
                 # Many at one moment, so that the order within it matters.
                 time_us=int((START + timedelta(minutes=dice.randint(0, count // 3))).timestamp()) * 1_000_000,
                 uncached_input=(6 - hit) * BLOCK + dice.choice([0, 0, 7, 40]),
-                **own, cache_write_5m=0 if exact else dice.choice([0, 32]), cache_write_1h=0, output=3,
+                cache_read_gpu=gpu, cache_read_cpu=cpu, cache_read_disk=0, cache_read_provider=0,
+                cache_write_5m=0 if exact else dice.choice([0, 32]), cache_write_1h=0, output=3,
                 pool=dice.choice(["p", "p", "q"]) if exact else dice.choice(["p", ""]), block_size=BLOCK, hit_blocks=hit,
                 blocks=blocks[: dice.randint(hit, 6)] if exact else (), list_pico=0, metered_pico=0,
             )

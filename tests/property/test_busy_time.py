@@ -31,9 +31,7 @@ def test_shares_add_up_to_the_busy_time(intervals: list[tuple[float, float]], un
     for place, index in enumerate(order):
         start, end = intervals[index]
         others = [
-            intervals[other][0]
-            for other in order[place + 1 :]
-            if other not in unknown and intervals[other][0] < end
+            intervals[other][0] for other in order[place + 1 :] if other not in unknown and intervals[other][0] < end
         ]
         shares.append(ledger.settle(start, end, others))
         still_open = [intervals[other][0] for other in order[place + 1 :]]
