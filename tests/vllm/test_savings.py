@@ -119,7 +119,9 @@ def oracle_records(recorded: Path, sessions: dict[str, wire.UsageEvent]) -> tupl
         event = sessions[session]
         prompt = input_tokens(event.data.tokens)
         chain = chains[session][: prompt // BLOCK_SIZE]
-        hit = next((at for at, block in enumerate(chain) if stored_for[block] == session), len(chain))
+        # The engine always computes the last token, and with it the last block of a prompt that ends with a whole one.
+        known = chain[: (prompt - 1) // BLOCK_SIZE]
+        hit = next((at for at, block in enumerate(known) if stored_for[block] == session), len(known))
         records.append(
             CacheUse(
                 event_id=session,
