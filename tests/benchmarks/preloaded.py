@@ -7,6 +7,7 @@ from pathlib import Path
 
 from taximeter_streams.meter import dedupe
 from taximeter_streams.meter.dedupe import Counted, RocksIndex, log_mark
+from taximeter_streams.meter.kernel import load_kernel
 from tests.benchmarks.progress import note
 
 CACHE = Path(__file__).parents[2] / ".cache" / "bench"
@@ -25,7 +26,7 @@ def preloaded_index(identities: int) -> Path:
             shutil.rmtree(outdated)
     building = folder.with_suffix(".building")
     shutil.rmtree(building, ignore_errors=True)
-    index, mark = RocksIndex(building), log_mark("elsewhere", 0)
+    index, mark = RocksIndex(building, load_kernel(CACHE)), log_mark("elsewhere", 0)
     for first in range(0, identities, _CHUNK):
         random = os.urandom(16 * _CHUNK)
         counted = (
@@ -33,6 +34,7 @@ def preloaded_index(identities: int) -> Path:
             for at in range(min(_CHUNK, identities - first))
         )
         index.mark("elsewhere/0", first, counted)
+    index.wait_until_filtered()
     index.close()
     building.rename(folder)
     return folder

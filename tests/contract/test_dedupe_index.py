@@ -89,6 +89,15 @@ def test_the_filter_knows_what_the_index_held_before_it_and_what_came_after(tmp_
     index.mark("log/0", 1_999, [(identity, Counted(BODY, MARK, 1)) for identity in after])
     found = index.find([*before, *after, *never])
     index.close()
+    again = RocksIndex(tmp_path / "index", kernel)  # on the filter that the one before saved
+    assert again.find([*before, *after, *never]) == found
+    again.close()
+    unfiltered = RocksIndex(tmp_path / "index")  # which makes the saved filter wrong
+    unfiltered.mark("log/0", 2_000, [(never[0], Counted(BODY, MARK, 2))])
+    unfiltered.close()
+    last = RocksIndex(tmp_path / "index", kernel)
+    assert last.find([never[0]]) == [Counted(BODY, MARK, 2)]
+    last.close()
     assert found == [Counted(BODY, MARK, 0)] * 1_000 + [Counted(BODY, MARK, 1)] * 1_000 + [None] * 1_000
 
 

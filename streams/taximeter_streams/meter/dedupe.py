@@ -5,6 +5,7 @@ it lacks is read from the warehouse when a partition arrives. Entries live a lit
 and disk stay bounded.
 """
 
+import contextlib
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
@@ -134,7 +135,10 @@ class RocksIndex:
         options.set_compression_type(DBCompressionType.none())
         # Expired entries fall out when files are compacted, so some are found for longer. A day is added for clocks that differ.
         self._db = Rdict(str(folder), options, access_type=AccessType.with_ttl(KEPT_SECONDS + 86_400))
-        self._front = FrontFilter(kernel, self.entries_estimated(), self._walk) if kernel else None
+        self._saved_filter = folder / "front.filter"
+        self._front = (
+            FrontFilter(kernel, self.entries_estimated(), self._walk, self._taken_filter()) if kernel else None
+        )
 
     def find(self, identities: Sequence[bytes]) -> list[Counted | None]:
         """See DedupeIndex."""
@@ -171,6 +175,11 @@ class RocksIndex:
         value = self._db.get(b"p" + partition_key.encode())
         return None if value is None else int.from_bytes(value, "big")
 
+    def wait_until_filtered(self) -> None:
+        """Wait until the filter before it, if it has one, answers."""
+        if self._front:
+            self._front.wait_until_filled()
+
     def entries_estimated(self) -> int:
         """About how many identities it holds, as RocksDB estimates."""
         return self._db.property_int_value("rocksdb.estimate-num-keys") or 0
@@ -189,4 +198,22 @@ class RocksIndex:
         """Flush and release the folder."""
         if self._front:
             self._front.close()
+            self._save_filter(self._front.saved())
         self._db.close()
+
+    def _save_filter(self, blocks: bytes | None) -> None:
+        """Keep the filter for the next start, with the number of the last write that it knows of."""
+        if blocks is not None:
+            with contextlib.suppress(OSError):  # a full disk, say: then it is made anew
+                part = self._saved_filter.with_suffix(".part")
+                part.write_bytes(self._db.latest_sequence_number().to_bytes(8, "big") + blocks)
+                part.rename(self._saved_filter)
+
+    def _taken_filter(self) -> bytes | None:
+        """The filter of the last clean end, unless something was written since. It is taken away: a crash must not leave it."""
+        try:
+            saved = self._saved_filter.read_bytes()
+            self._saved_filter.unlink()
+        except OSError:
+            return None
+        return saved[8:] if int.from_bytes(saved[:8], "big") == self._db.latest_sequence_number() else None

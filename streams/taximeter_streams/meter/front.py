@@ -26,14 +26,24 @@ _log = logging.getLogger(__name__)
 class FrontFilter:
     """The filter of one index. `identities` begins a walk over all that the index holds at that moment."""
 
-    def __init__(self, kernel: Kernel, held: int, identities: Callable[[], Iterator[bytes]]) -> None:
+    def __init__(
+        self, kernel: Kernel, held: int, identities: Callable[[], Iterator[bytes]], saved: bytes | None = None
+    ) -> None:
         self._kernel = kernel
         self._identities = identities
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._filled = False
         self._noted = 0
-        self._begin(held)
+        if saved is None:
+            self._begin(held)
+        else:
+            self._blocks, self._noted = np.frombuffer(saved, np.uint64).copy(), held
+            self._filling, self._filled = threading.Thread(), True
+
+    def saved(self) -> bytes | None:
+        """What a later one on the same index can begin with, if that has not changed; None where it is not filled."""
+        return self._blocks.tobytes() if self._filled else None
 
     def maybe_known(self, identities: Sequence[bytes]) -> NDArray[np.bool_] | None:
         """For each identity, whether it must be looked for; None when all must."""
@@ -57,12 +67,13 @@ class FrontFilter:
 
     def wait_until_filled(self) -> None:
         """Wait until the walk has ended."""
-        self._filling.join()
+        if self._filling.is_alive():
+            self._filling.join()
 
     def close(self) -> None:
         """Stop filling it."""
         self._closing.set()
-        self._filling.join()
+        self.wait_until_filled()
 
     def _begin(self, held: int) -> None:
         bits = min(BITS_MAX, max(BITS_MIN, 1 << (BITS_EACH * held).bit_length()))
