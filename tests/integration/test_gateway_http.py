@@ -64,6 +64,7 @@ LAST = b"GET /last HTTP/1.1\r\nconnection: close\r\n\r\n"
         (b"GET /parts HTTP/1.0\r\n\r\n", b"200", [b"\r\n\r\none two"]),  # its end is the connection's
         (b"HEAD /head HTTP/1.1\r\nconnection: close\r\n\r\n", b"200", [b"content-length: 12\r\n\r\n"]),
         (b"GET /fail HTTP/1.1\r\n\r\n", b"500", [b"internal_error"]),
+        (b"POST / HTTP/1.1\r\ncontent-length: 9999\r\n\r\n" + b"a" * 201, b"413", []),
         (b"nonsense\r\n\r\n", b"400", []),
         (b"GET / HTTP/1.1\r\nx: " + b"a" * 70_000, b"431", []),
     ],

@@ -252,6 +252,9 @@ class Connection(asyncio.Protocol):
         request.is_too_large = request.is_too_large or self._size > self._server.body_bytes_max
         if request.is_too_large:
             self._parts.clear()
+            if self._size > 2 * self._server.body_bytes_max:
+                # Nobody reads on for ever, only far enough for most clients to hear why.
+                self._refuse(413)
         else:
             self._parts.append(body)
 
