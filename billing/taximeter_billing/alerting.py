@@ -1,5 +1,6 @@
 """Tells the operator about margins that turned negative, by the topic that alerts come from. One alert once for each month."""
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -13,6 +14,7 @@ from taximeter_schemas.periods import billing_month
 from taximeter_schemas.topics import BUDGET_ALERTS
 
 SEND_SECONDS_MAX = 30.0
+_log = logging.getLogger(__name__)
 
 
 def negative_margin_alerts(period: str, margins: Mapping[Key, Margin], now: datetime) -> list[BudgetAlert]:
@@ -44,7 +46,8 @@ def alert_negative_margins(
     """Send them, and wait until the log has them. Raises AlertError when it does not answer in time."""
     alerts = negative_margin_alerts(period, margins, now)
     failed: list[str] = []
-    producer = Producer({"bootstrap.servers": bootstrap_servers, "enable.idempotence": True, "acks": "all"})
+    settings = {"enable.idempotence": True, "acks": "all", "partitioner": "murmur2_random"}
+    producer = Producer({"bootstrap.servers": bootstrap_servers, **settings}, logger=_log)
     for alert in alerts:
         producer.produce(
             BUDGET_ALERTS.name,

@@ -68,6 +68,25 @@ def test_explain(run: Run) -> None:
     assert run("explain", "INV-000002", "7").exit_code == 2
 
 
+def test_a_line_that_is_no_usage_is_explained_too(run: Run, tmp_path: Path) -> None:
+    book = open_book(f"sqlite:///{tmp_path / 'book.db'}")
+    discount = {"id": "ten", "percent": "10", "label": "Launch [beta]"}
+    contract = {"id": "c", "tenant": "globex", "starts": "2026-01-01T00:00:00Z", "discounts": [discount]}
+    costs = {"id": "c", "version": 1, "effective_from": "2026-01-01T00:00:00Z",
+             "prices": [{"model": "m", "uncached_input": "0.10", "output": "9"}]}  # fmt: skip
+    declared = read_mapping({**content(), "contracts": [contract], "cost_cards": [costs]})
+    apply_declarations(book, declared, "tester", datetime(2026, 10, 2, tzinfo=UTC), publish)
+    book.dispose()
+    run("invoice", "void", "INV-000002", "--reason", "a contract")
+    run("invoice", "close", "--period", PERIOD, "--early")
+    shown = run("explain", "globex/2026-11", "2")
+    assert shown.exit_code == 0 and "bps: 1000" in shown.output
+    assert "Launch [beta]" in run("invoice", "show", "globex/2026-11").output
+    margin = run("margin", "--period", PERIOD, "--by", "model")
+    assert margin.exit_code == 1 and "-0.1570 USD" in margin.output
+    assert run("margin", "--period", PERIOD, "--by", "color").exit_code == 2
+
+
 def test_what_if(run: Run, tmp_path: Path) -> None:
     card = tmp_path / "card.yaml"
     price = '{model: m, uncached_input: "1.00", cache_read_gpu: "0.05", output: "1.50"}'
