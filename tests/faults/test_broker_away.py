@@ -73,6 +73,7 @@ def test_a_producer_killed_with_a_full_spool_and_another_started_on_it(yard: Yar
     try:
         with producing(yard, "svc", 2_000, spool_bytes_max=200_000) as killed:
             killed.await_line("full")
+            killed.await_line("safe")  # on disk by now, and the spool is full all the same
             killed.kill()
     finally:
         kafka.start()
