@@ -28,6 +28,7 @@ _COMMANDS = {
     "savings": "billing",
     "what-if": "billing",
     "explain": "billing",
+    "export": "billing",
     "verify": "billing",
     "margin": "billing",
     "topup": "billing",

@@ -17,8 +17,12 @@ COLUMNS = (
 
 def detail_csv(invoice: ExportedInvoice) -> str:
     """The CSV. Amounts are in the currency's major unit."""
-    rows = [_row(invoice, charge) for charge in invoice_charges(invoice.document)]
-    return csv_text(COLUMNS, rows)
+    return csv_text(COLUMNS, detail_rows(invoice))
+
+
+def detail_rows(invoice: ExportedInvoice) -> list[dict[str, Cell]]:
+    """Its rows, by column."""
+    return [_row(invoice, charge) for charge in invoice_charges(invoice.document)]
 
 
 def _row(invoice: ExportedInvoice, charge: Charge) -> dict[str, Cell]:

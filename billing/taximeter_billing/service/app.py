@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from taximeter_billing.book import InvoiceRow, OutboxRow, ParkedRow, StripeEventRow
 from taximeter_billing.errors import BillingError
-from taximeter_billing.service import declared, invoicing, pages, proving, stripe_webhooks, top_ups
+from taximeter_billing.service import declared, exports, invoicing, pages, proving, stripe_webhooks, top_ups
 from taximeter_billing.service.access import authorize
 from taximeter_billing.service.sender import ControlSender
 from taximeter_billing.service.stripe_webhooks import StripeInbox
@@ -35,7 +35,8 @@ def build_app(settings: BillingSettings, book: Engine, sender: ControlSender, in
     app.include_router(top_ups.router(settings, book, caller), prefix="/v1", dependencies=known)
     app.include_router(proving.router(settings, book, caller), prefix="/v1", dependencies=known)
     app.include_router(invoicing.router(settings, book), prefix="/v1", dependencies=known)
-    app.include_router(pages.router(book), dependencies=known)
+    app.include_router(exports.router(settings, book), prefix="/v1", dependencies=known)
+    app.include_router(pages.router(settings, book), dependencies=known)
     app.include_router(stripe_webhooks.router(settings, book, inbox), prefix="/v1")
 
     @app.get("/healthz")

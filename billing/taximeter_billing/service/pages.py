@@ -1,31 +1,30 @@
 """Invoices for a browser: a list, and a page for each that prints well."""
 
-import json
 from decimal import Decimal
-from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import Engine
 
 from taximeter_billing.book import InvoiceRow
 from taximeter_billing.closing import find_invoice, list_invoices, list_parked
+from taximeter_billing.exports.from_book import as_exported
+from taximeter_billing.exports.page import environment, invoice_page
+from taximeter_billing.settings import BillingSettings
 from taximeter_schemas.money import currency_exponent, format_pico
 
 # No script, no picture, nothing from elsewhere: a page of billing needs none of it.
-_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'", "Cache-Control": "no-store"}
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+    "Cache-Control": "no-store",
+}
 
 
-def router(book: Engine) -> APIRouter:
+def router(settings: BillingSettings, book: Engine) -> APIRouter:
     """The pages /invoices and /invoices/REFERENCE."""
     pages = APIRouter(include_in_schema=False)
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
-    )
+    templates = environment()
     templates.filters["pico"] = lambda amount, currency: format_pico(int(amount), currency, 6)
-    templates.filters["figure"] = figure
     templates.filters["minor"] = minor
 
     @pages.get("/invoices")
@@ -35,17 +34,9 @@ def router(book: Engine) -> APIRouter:
 
     @pages.get("/invoices/{name:path}")
     def invoice(name: str) -> HTMLResponse:
-        row = find_invoice(book, name)
-        document: dict[str, Any] = json.loads(row.document)
-        shown = templates.get_template("invoice.html").render(invoice=row, document=document)
-        return HTMLResponse(shown, headers=_HEADERS)
+        return HTMLResponse(invoice_page(as_exported(find_invoice(book, name), settings)), headers=_HEADERS)
 
     return pages
-
-
-def figure(amount_pico: str | int, currency: str) -> str:
-    """Pico-units to six places, for a column whose head names the currency."""
-    return format_pico(int(amount_pico), currency, 6).removesuffix(f" {currency}")
 
 
 def minor(amount_minor: str | int, currency: str) -> str:
