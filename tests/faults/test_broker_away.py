@@ -86,7 +86,7 @@ def test_a_producer_killed_with_a_full_spool_and_another_started_on_it(yard: Yar
         )
         successor.flush()
         yard.settle()
-        stored = {str(row[0]) for row in yard.client.query("SELECT event_id FROM usage_log").result_rows}
+        stored = yard.stored_ids()
         assert {usage.event_id for usage in safe} <= stored <= {usage.event_id for usage in everything}
         # Whoever was never answered sends again.
         unanswered = [usage for number, usage in enumerate(everything) if number not in killed.numbers("safe")]

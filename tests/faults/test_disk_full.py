@@ -104,7 +104,6 @@ def test_under_the_spool(yard: Yard, kafka: ApacheKafka) -> None:
     with yard.load() as load:  # on the same spool, which may hold something still
         await_true(lambda: load.producer.state().spool_bytes == 0, lambda: f"it drains: {load.producer.state()}")
         yard.settle()
-        stored = {str(row[0]) for row in yard.client.query("SELECT event_id FROM usage_log").result_rows}
-        assert {usage.event_id for usage in service.acknowledged()} <= stored
+        assert {usage.event_id for usage in service.acknowledged()} <= yard.stored_ids()
         load.send_all([service.usages[number] for number in sorted(failed)])
     yard.check(service.usages)

@@ -126,6 +126,14 @@ class Yard:
         ).result_rows
         return int(rows[0][0])
 
+    def stored_ids(self) -> set[str]:
+        """The ids of this run's events that are stored."""
+        rows = self.client.query(
+            "SELECT event_id FROM usage_log WHERE tenant IN {tenants:Array(String)}",
+            parameters={"tenants": list(self.events.tenants)},
+        ).result_rows
+        return {str(event_id) for (event_id,) in rows}
+
     def await_rows(self, count: int) -> None:
         """Wait until so many rows are stored."""
         await_true(lambda: self.rows() >= count, lambda: f"{count} rows, there are {self.rows()}\n{self.logs()}")
