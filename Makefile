@@ -26,7 +26,7 @@ check: setup ## Lint, types and import direction
 	$(RUN)/lint-imports
 
 test: setup ## The tests, on the embedded stack
-	$(RUN)/pytest -m "not kafka and not traces and not stripe_live and not vllm and not faults"
+	$(RUN)/pytest -m "not kafka and not traces and not stripe_live and not vllm and not browser and not focus_validator and not faults"
 
 faults: setup ## Kill, pause and starve the real processes, then compare exactly (fixed seed; Java and Maven)
 	$(RUN)/pytest -m faults tests/faults
