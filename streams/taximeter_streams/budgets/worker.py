@@ -37,6 +37,10 @@ class PartitionsMovedError(Exception):
     """While a message waited for the log, its partition was given to another worker."""
 
 
+class SkippedMessageError(Exception):
+    """A message was never handed to this worker. What it said would be lost, were anything behind it acknowledged."""
+
+
 class LedgerTable(faust.Table[bytes, bytes]):
     """A table that keeps the future of its last changelog message: done once the log has the new state."""
 
@@ -67,6 +71,8 @@ class BudgetsWorker:
         self._last_ack: dict[Any, asyncio.Task[None]] = {}
         self._recovered = False
         self._generation = 0
+        self._next_offset: dict[Any, int] = {}
+        """By partition, what must be read next, or something before it again."""
         self._connect()
 
     def ready(self) -> tuple[bool, dict[str, object]]:
@@ -80,13 +86,18 @@ class BudgetsWorker:
         self.app.agent(self._topics[BUDGET_LEASES.name], name="budgets-leases")(self._leases)
         self.app.task(self._publish_for_ever)
         self.app.on_partitions_revoked.connect(self._on_moved, weak=False)
-        self.app.on_partitions_assigned.connect(self._on_moved, weak=False)
+        self.app.on_partitions_assigned.connect(self._on_assigned, weak=False)
         self._table.on_recover(self._on_recovered)
 
     async def _on_moved(self, *_args: object, **_kwargs: object) -> None:
         self._recovered = False
         self._generation += 1
         self._publisher.forget()
+
+    async def _on_assigned(self, _app: object, assigned: set[Any], **_kwargs: object) -> None:
+        # A partition that stays here is read on from where it was; one that was elsewhere begins anew.
+        self._next_offset = {tp: offset for tp, offset in self._next_offset.items() if tp in assigned}
+        await self._on_moved()
 
     async def _on_recovered(self, *_args: object) -> None:
         self._recovered = True
@@ -108,6 +119,7 @@ class BudgetsWorker:
         await self._in_flight.acquire()
         started = self.app.loop.time()
         try:
+            self._expect(event.message.tp, event.message.offset)
             key: bytes = event.message.key or b""
             if key and partition_of(key, self._settings.kafka_partitions) != event.message.partition:
                 # A producer with another partitioner: the tenant's owner is elsewhere, and must get it.
@@ -127,24 +139,41 @@ class BudgetsWorker:
         task = asyncio.ensure_future(self._finish(event, decision, stored, self._last_ack.get(tp), started))
         self._last_ack[tp] = task
 
+    def _expect(self, tp: Any, offset: int) -> None:
+        """Note that a message is here. Raises SkippedMessageError: the next start reads from what was acknowledged."""
+        expected = self._next_offset.get(tp, offset)
+        if offset > expected:
+            raise SkippedMessageError(f"{tp} goes on at {offset}, not at {expected}")
+        self._next_offset[tp] = offset + 1
+
     async def _decide(self, key: bytes, event: Any, topic: Topic, rule: Rule) -> tuple[Decision, Any]:
-        state, generation = self._load(key), self._generation
-        decision = rule(state, event.message.value or b"", _arrived_at(event.message))
+        """Decide, and again when partitions moved meanwhile: a message that is dropped here might never be read again."""
+        while True:
+            generation, state = self._generation, self._load(key)
+            decision = rule(state, event.message.value or b"", _arrived_at(event.message))
+            await self._send_alerts(decision.alerts)
+            if generation == self._generation:
+                break
+            await self._until_recovered(event.message.tp)
         metrics.MESSAGES.labels(topic.name, decision.outcome).inc()
         if decision.problem:
             where = {"topic": topic.name, "partition": event.message.partition, "offset": event.message.offset}
             _log.warning("%s", decision.problem, extra=where)
-        await self._send_alerts(decision.alerts)
         if decision.state is state and decision.bucket is None:
             return decision, None
-        if generation != self._generation:
-            raise PartitionsMovedError
         if decision.bucket is not None:
             self._table[decision.bucket_key] = decision.bucket.model_dump_json(exclude_defaults=True).encode()
             return decision, self._table.last_sent
         self._table[key] = decision.state.model_dump_json(exclude_defaults=True).encode()
         self._publisher.changed(decision.state)
         return decision, self._table.last_sent
+
+    async def _until_recovered(self, tp: Any) -> None:
+        """Wait for the tables after partitions moved. Raises PartitionsMovedError when this one is another worker's now."""
+        while not self._recovered:
+            await asyncio.sleep(0.05)
+        if tp not in self.app.consumer.assignment():
+            raise PartitionsMovedError
 
     async def _finish(
         self, event: Any, decision: Decision | None, stored: Any, before: asyncio.Task[None] | None, started: float
