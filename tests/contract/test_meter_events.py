@@ -1,0 +1,132 @@
+"""Usage into Stripe's billing meters: once each, whatever is cut off; v1 on the double, v2 judged by the published contract."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stripe
+import uvicorn
+from jsonschema import Draft202012Validator
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from taximeter.embedded.ports import free_port
+from taximeter_billing.payments import stripe_client
+from taximeter_billing.payments.errors import StripeRefusedError
+from taximeter_billing.payments.meter_events import Cursor, MeteredUsage, identifier, send_v1, send_v2
+from tests.double_process import judged_double
+from tests.stripe_contract import operation
+
+AT = datetime(2026, 11, 10, 12, tzinfo=UTC)
+
+
+def usage(count: int) -> list[MeteredUsage]:
+    return [MeteredUsage(f"event-{number}", "tokens", "cus_1", number, AT) for number in range(count)]
+
+
+def test_an_id_that_is_too_long_is_hashed() -> None:
+    assert identifier("a" * 100) == "a" * 100
+    assert len(identifier("a" * 101)) == 64 and identifier("a" * 101) != identifier("a" * 102)
+
+
+@pytest.mark.parametrize("fault", ["lost", "500"])
+def test_v1_sends_each_once_and_goes_on_where_it_was_cut_off(tmp_path: Path, fault: str) -> None:
+    cursor = Cursor(tmp_path / "cursor")
+    with judged_double(tmp_path / "stripe.db") as found:
+        client = stripe_client("sk_test_1", found.url, retries=0)
+        assert send_v1(client, usage(2), cursor) == 2
+        found.double.plan_faults({"POST /v1/billing/meter_events": [fault]})
+        with pytest.raises(StripeRefusedError):
+            send_v1(client, usage(5), cursor)
+        assert cursor.read() == 2
+        assert send_v1(client, usage(5), cursor) == 3
+        assert send_v1(client, usage(5), cursor) == 0
+        assert found.problems == []
+
+
+class Stream:
+    """Stripe's v2 meter event session and stream. Every session but the last opened has expired."""
+
+    def __init__(self) -> None:
+        self.sessions = 0
+        self.sizes: list[int] = []
+        self.events: dict[str, int] = {}
+        self.problems: list[str] = []
+        self.expire_next = False
+
+    async def session(self, _request: Request) -> JSONResponse:
+        self.sessions += 1
+        body = {
+            "object": "v2.billing.meter_event_session",
+            "id": f"mes_{self.sessions}",
+            "authentication_token": f"token_{self.sessions}",
+            "created": "2026-11-10T12:00:00.000Z",
+            "expires_at": "2026-11-10T12:15:00.000Z",
+            "livemode": False,
+        }
+        self._judge(body, "/v2/billing/meter_event_session", ("responses", "200"))
+        return JSONResponse(body)
+
+    async def stream(self, request: Request) -> JSONResponse:
+        body = json.loads(await request.body())
+        self._judge(body, "/v2/billing/meter_event_stream", ("requestBody",))
+        if self.expire_next or request.headers["authorization"] != f"Bearer token_{self.sessions}":
+            self.expire_next = False
+            error = {
+                "type": "temporary_session_expired",
+                "code": "billing_meter_event_session_expired",
+                "message": "expired",
+            }
+            return JSONResponse({"error": error}, 401)
+        self.sizes.append(len(body["events"]))
+        for event in body["events"]:
+            self.events.setdefault(event["identifier"], int(event["payload"]["value"]))
+        return JSONResponse({})
+
+    def _judge(self, body: Any, path: str, where: tuple[str, ...]) -> None:
+        found: Any = operation("POST", path)
+        for name in where:
+            found = found[name]
+        schema = found["content"]["application/json"]["schema"]
+        if "$ref" not in json.dumps(schema):
+            self.problems += [error.message for error in Draft202012Validator(schema).iter_errors(body)]
+
+
+@pytest.fixture
+def stream() -> Iterator[tuple[Stream, str]]:
+    found, port = Stream(), free_port()
+    routes = [
+        Route("/v2/billing/meter_event_session", found.session, methods=["POST"]),
+        Route("/v2/billing/meter_event_stream", found.stream, methods=["POST"]),
+    ]
+    config = uvicorn.Config(Starlette(routes=routes), host="127.0.0.1", port=port, log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not server.started:
+        assert thread.is_alive() and time.monotonic() < deadline
+        time.sleep(0.02)
+    yield found, f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(60)
+
+
+def test_v2_sends_in_batches_and_opens_an_expired_session_anew(stream: tuple[Stream, str], tmp_path: Path) -> None:
+    found, url = stream
+    cursor = Cursor(tmp_path / "cursor")
+    client: stripe.StripeClient = stripe_client("sk_test_1", url, retries=0)
+    assert send_v2(client, usage(150), cursor, url) == 150
+    found.expire_next = True
+    assert send_v2(client, usage(250), cursor, url) == 100
+    assert found.sizes == [100, 50, 100]
+    assert found.events == {f"event-{number}": number for number in range(250)}
+    assert cursor.read() == 250
+    assert found.problems == []
