@@ -2,15 +2,22 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from clickhouse_connect.driver.client import Client
 
+from taximeter_schemas.control_snapshot import ControlSnapshot
 from taximeter_sql import connect, migrate, query, query_names
 from taximeter_sql.migrations import migration_files
+from taximeter_streams.meter.batch import Arrivals, Place
+from taximeter_streams.meter.column_batch import ColumnFolding
 from taximeter_streams.meter.columns import build_columns
-from taximeter_streams.meter.dedupe import log_mark
+from taximeter_streams.meter.dedupe import MemoryIndex, log_mark
+from taximeter_streams.meter.kernel import load_kernel
+from taximeter_streams.meter.pricing import Pricing
 from taximeter_streams.meter.warehouse import TOKENS_REMEMBERED, StoredBatch, Warehouse
+from tests.benchmarks import traffic
 from tests.face_process import FaceProcess
 from tests.metered_rows import DAY, METERED_PICO, folded, rated
 
@@ -161,3 +168,19 @@ def test_a_batch_is_repeated_only_while_its_token_is_surely_known(migrated: Clie
         f"SELECT 'log', 4, number, now64(3), now64(3), 'rejected' FROM numbers({TOKENS_REMEMBERED // 2})"
     )
     assert not warehouse.remembers(stored, NOW)
+
+
+def test_a_large_batch_sent_by_columns_and_again_by_rows_counts_once(migrated: Client, tmp_path: Path) -> None:
+    """A recovery sends again, through the driver, what the kernel's block had stored; the driver likes to cut large ones."""
+    count = 40_000
+    snapshot = ControlSnapshot()
+    for record in traffic.declarations(NOW):
+        snapshot = snapshot.apply(record)
+    payloads = [payload for _, payload in traffic.events(count, 1, NOW)]
+    arrivals = Arrivals(range(count), [int(NOW.timestamp() * 1000)] * count, payloads)
+    folding = ColumnFolding(load_kernel(tmp_path))
+    warehouse = Warehouse(migrated, "log")
+    folding.fold(arrivals, Place("log", 0), MemoryIndex(), Pricing(snapshot)).insert(warehouse)
+    warehouse.insert(warehouse.batch_columns(0, 0))
+    assert number(migrated, "SELECT count() FROM usage_log") == count
+    assert number(migrated, "SELECT sum(events) FROM usage_hourly") == count
