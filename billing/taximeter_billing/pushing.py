@@ -8,8 +8,10 @@ import stripe
 from sqlalchemy import ColumnElement, Engine, select
 from sqlalchemy.orm import Session
 
-from taximeter_billing.book import InvoiceRow
+from taximeter_billing.book import CreditNoteRow, InvoiceRow
+from taximeter_billing.credit_notes import list_notes
 from taximeter_billing.payments import PushInvoice, PushLine, PushResult, push_invoice, stripe_client
+from taximeter_billing.payments.corrections import PushCreditNote, push_credit_note, void_invoice
 from taximeter_billing.payments.errors import PaymentError
 from taximeter_billing.payments.push import RETRIES
 from taximeter_billing.payments.reconcile import differences
@@ -42,6 +44,49 @@ def push_period(
         yield row, result
 
 
+def push_corrections(
+    book: Engine, settings: BillingSettings, period: str, tenant: str | None = None
+) -> Iterator[tuple[str, str | PaymentError]]:
+    """Void at Stripe what the book has voided, and issue the month's credit notes there. Doing it again changes nothing.
+
+    Yields the number of each with what was done, or with its error. Raises PaymentError when there is no key to begin with.
+    """
+    client = payments_client(settings)
+    standing = InvoiceRow.stripe_status.not_in(("void", "deleted"))
+    for row in _rows(book, InvoiceRow.period == period, InvoiceRow.status == "void", standing):
+        if tenant in (None, row.tenant) and row.stripe_invoice_id:
+            yield row.number or "", _void(book, client, row, row.stripe_invoice_id)
+    for note in list_notes(book, period):
+        pushed = _rows(book, InvoiceRow.number == note.invoice, InvoiceRow.stripe_invoice_id.is_not(None))
+        if tenant in (None, note.tenant) and note.status == "final" and not note.stripe_credit_note_id and pushed:
+            yield note.number or "", _credit(book, client, note, pushed[0].stripe_invoice_id or "")
+
+
+def _void(book: Engine, client: stripe.StripeClient, row: InvoiceRow, stripe_id: str) -> str | PaymentError:
+    try:
+        status = void_invoice(client, row.number or "", stripe_id)
+    except PaymentError as error:
+        return error
+    with Session(book) as session, session.begin():
+        session.get_one(InvoiceRow, row.id).stripe_status = status
+    return f"{stripe_id} is {status}"
+
+
+def _credit(book: Engine, client: stripe.StripeClient, note: CreditNoteRow, stripe_id: str) -> str | PaymentError:
+    if note.total_minor == 0:
+        return "less than the smallest unit; nothing to give back at Stripe"
+    wanted = PushCreditNote(
+        note.number or "", note.invoice, stripe_id, note.currency, -note.total_minor, f"{note.number}: {note.reason}"
+    )
+    try:
+        result = push_credit_note(client, wanted)
+    except PaymentError as error:
+        return error
+    with Session(book) as session, session.begin():
+        session.get_one(CreditNoteRow, note.id).stripe_credit_note_id = result.stripe_credit_note_id
+    return f"{result.stripe_credit_note_id} {'created' if result.created else 'was there'}, {result.status}"
+
+
 def compare_pushed(
     book: Engine, settings: BillingSettings, period: str | None = None
 ) -> Iterator[tuple[InvoiceRow, list[str]]]:
@@ -56,7 +101,7 @@ def compare_pushed(
     for row in _rows(book, *pushed):
         stripe_id = row.stripe_invoice_id or ""
         try:
-            problems = differences(client, as_push(row), stripe_id)
+            problems = differences(client, as_push(row), stripe_id, voided=row.status == "void")
             refresh_payment(book, client, stripe_id, lambda: datetime.now(UTC))
         except stripe.StripeError as error:
             problems = [f"Stripe: {error.user_message or error}"]

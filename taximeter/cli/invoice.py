@@ -161,8 +161,9 @@ def show(reference: Annotated[str, typer.Argument(help="An invoice's number, or 
 
 @app.command()
 def push(period: Month, tenant: OnlyTenant = None) -> None:
-    """Create the month's finalized invoices in Stripe, the total compared before finalizing. Again: nothing changes."""
-    from taximeter_billing.pushing import push_period
+    """Create the month's finalized invoices in Stripe, the total compared before finalizing; then void there what was voided,
+    and issue the month's credit notes. Again: nothing changes."""
+    from taximeter_billing.pushing import push_corrections, push_period
 
     settings, failed = BillingSettings(), 0
     with errors_for_people(), opened(settings) as book:
@@ -173,6 +174,10 @@ def push(period: Month, tenant: OnlyTenant = None) -> None:
                 continue
             made = "created" if result.created else "was there"
             console.print(f"{row.number}: {result.stripe_invoice_id} {made}, {result.status}", highlight=False)
+        for number, done in push_corrections(book, settings, period, tenant):
+            failed += isinstance(done, PaymentError)
+            colour = "red" if isinstance(done, PaymentError) else "default"
+            console.print(f"[{colour}]{number}: {escape(str(done))}[/]", highlight=False, soft_wrap=True)
     if failed:
         Console(stderr=True).print(f"[red]{failed} not pushed;[/] run it again when the cause is mended")
         raise typer.Exit(1)

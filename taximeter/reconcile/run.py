@@ -110,7 +110,7 @@ def check_stripe(settings: BillingSettings, invoices: list[InvoiceRow]) -> Check
         for row in pushed:
             subject = f"{row.number} ({row.stripe_invoice_id})"
             try:
-                problems = differences(client, as_push(row), row.stripe_invoice_id or "")
+                problems = differences(client, as_push(row), row.stripe_invoice_id or "", voided=row.status == "void")
             except stripe.StripeError as error:
                 problems = [f"Stripe does not answer: {error.user_message or error}"]
             findings += [Finding(subject, problem, row.tenant) for problem in problems]

@@ -15,6 +15,7 @@ from taximeter_billing.closing import close_period, finalize_period
 from taximeter_billing.declarations import apply_declarations, read_mapping
 from taximeter_billing.warehouse import UsageReader
 from taximeter_sql import connect, migrate
+from tests.double_process import judged_double
 from tests.face_process import FaceProcess
 from tests.integration.test_billing import NOW, PERIOD, content, insert, publish, shared_prefix
 
@@ -113,3 +114,27 @@ def test_credit_and_void(run: Run) -> None:
     assert "INV-000003: globex" in run("invoice", "finalize", "--period", PERIOD, "--reviewed-only").output
     assert "slow" in run("invoice", "notes").output
     assert "chat" in run("invoice", "show", "INV-000003").output
+
+
+def test_what_is_voided_and_given_back_reaches_stripe_once(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with judged_double(tmp_path / "stripe.db") as double:
+        monkeypatch.setenv("TAXIMETER_STRIPE_URL", double.url)
+        monkeypatch.setenv("TAXIMETER_STRIPE_API_KEY", "sk_test_1")
+        assert run("invoice", "push", "--period", PERIOD).exit_code == 0
+        assert run("stripe", "reconcile", "--period", PERIOD).exit_code == 0
+        assert run("invoice", "credit", "INV-000001", "--amount", "0.01", "--reason", "goodwill").exit_code == 0
+        assert run("invoice", "void", "INV-000002", "--reason", "a wrong tenant").exit_code == 0
+        differs = run("stripe", "reconcile", "--period", PERIOD)
+        assert differs.exit_code == 1 and "INV-000002: ours is void, Stripe's is open" in differs.output
+        pushed = run("invoice", "push", "--period", PERIOD)
+        assert pushed.exit_code == 0, pushed.output
+        assert "is void" in pushed.output and "CN-000001" in pushed.output and "created, issued" in pushed.output
+        again = run("invoice", "push", "--period", PERIOD)
+        assert again.exit_code == 0 and "CN-000001" not in again.output and "is void" not in again.output
+        agrees = run("stripe", "reconcile", "--period", PERIOD)
+        assert agrees.exit_code == 0, agrees.output
+        shown = run("stripe", "payments", "INV-000001", "INV-000002")
+        assert "0.01 USD" in shown.output and "void" in shown.output
+        assert double.problems == []

@@ -6,10 +6,19 @@ import stripe
 
 from taximeter_billing.payments.invoices import PushInvoice, lines_for_stripe
 from taximeter_billing.payments.metadata import noted
+from taximeter_billing.payments.state import read_state
 
 
-def differences(client: stripe.StripeClient, invoice: PushInvoice, stripe_id: str) -> list[str]:
-    """What differs between an invoice and its twin in Stripe, in words; nothing when they agree. Raises stripe.StripeError."""
+def differences(
+    client: stripe.StripeClient, invoice: PushInvoice, stripe_id: str, *, voided: bool = False
+) -> list[str]:
+    """What differs between an invoice and its twin in Stripe, in words; nothing when they agree. Raises stripe.StripeError.
+
+    `voided`: ours is, so its twin must be void or deleted, and nothing else matters.
+    """
+    if voided:
+        status = read_state(client, stripe_id).stripe_status
+        return [] if status in {"void", "gone"} else [f"ours is void, Stripe's is {status}"]
     found = client.v1.invoices.retrieve(stripe_id)
     problems = []
     if (number := noted(found, "taximeter_invoice")) != invoice.number:
