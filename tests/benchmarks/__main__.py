@@ -109,7 +109,7 @@ def _latency(folder: Path, options: argparse.Namespace) -> object:
 
 
 def _emit(folder: Path, options: argparse.Namespace) -> object:
-    count, runs = (2_000, 1) if options.quick else (200_000, options.runs or 5)
+    count, runs = (2_000, 1) if options.quick else (100_000, options.runs or 5)
     events = emitting.models(count)
     with Stand(folder, warehouse=False) as stand:
         found = []

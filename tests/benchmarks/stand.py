@@ -208,7 +208,7 @@ class Stand:
         """Broker and warehouse keep off the first core, which belongs to the candidate, where there are several."""
         rest = processes.cores()[1:]
         if rest:
-            for pid in (self.kafka.pid, self.face.pid or 0):
+            for pid in filter(None, (self.kafka.pid, self.face.pid)):
                 with contextlib.suppress(PermissionError):
                     processes.hold_to(pid, rest)
 
