@@ -15,9 +15,11 @@ from taximeter.embedded.ports import free_port
 from tests.face_process import FaceProcess
 from tests.kafka_broker import ApacheKafka
 
-# No assertion depends on time, Hypothesis's own included: a slow machine is no finding.
-settings.register_profile("taximeter", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
-settings.load_profile("taximeter")
+# No assertion depends on time, Hypothesis's own included: a slow machine is no finding. The same examples are tried each time, so
+# that a change is judged by what it changed; TAXIMETER_HYPOTHESIS=random looks for new ones.
+settings.register_profile("random", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("same", settings.get_profile("random"), derandomize=True)
+settings.load_profile(os.environ.get("TAXIMETER_HYPOTHESIS", "same"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -93,6 +93,14 @@ class Budgets(RuleBasedStateMachine):
         standing = ledger.positions(self.state, self.in_force, self.now).positions
         return max(at.spent_pico + at.leased_pico - at.budget.limit_pico for at in standing)
 
+    def coming_pico(self) -> int:
+        """Spend that no charged lease covers any more and that was not delivered yet."""
+        coming = [record.entries[0] for records in self.waiting.values() for record in records]
+        leases = self.world.leases
+        return sum(
+            entry.amount_pico for entry in coming if entry.lease_id not in leases or leases[entry.lease_id].counted_late
+        )
+
     # Gateways ask, and hear or do not hear.
 
     @rule(
@@ -297,7 +305,8 @@ class Budgets(RuleBasedStateMachine):
         self.budgets = changed
         for budget in changed:
             self.limits_max_pico[budget.id] = max(self.limits_max_pico[budget.id], budget.limit_pico)
-        self.tolerated_pico = max(self.tolerated_pico, self.excess_pico())
+        # What stands above a limit that was lowered, and what was tolerated before and is still on its way.
+        self.tolerated_pico = max(self.tolerated_pico, self.excess_pico() + self.coming_pico())
         self.state, alerts = ledger.review(self.state, self.in_force, self.now)
         self.alert_ids += [alert.id for alert in alerts]
 
