@@ -33,13 +33,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests marked `kafka` on the embedded broker; they are listed as deselected."""
+    """Leave out the tests marked `kafka` on the embedded broker, and on Apache Kafka those that use no broker.
+
+    They are listed as deselected.
+    """
     if config.getoption("--broker") == "apache":
-        return
-    left_out = [item for item in items if item.get_closest_marker("kafka")]
+        left_out = [item for item in items if not _uses_a_broker(item)]
+    else:
+        left_out = [item for item in items if item.get_closest_marker("kafka")]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def _uses_a_broker(item: pytest.Item) -> bool:
+    if any(item.get_closest_marker(name) for name in ("kafka", "stack", "faults")):
+        return True
+    return "bootstrap_servers" in getattr(item, "fixturenames", ()) or "log_servers" in getattr(
+        item, "fixturenames", ()
+    )
 
 
 @pytest.fixture(scope="session")

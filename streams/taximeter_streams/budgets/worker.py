@@ -21,7 +21,6 @@ from taximeter_schemas.topics import BUDGET_ALERTS, BUDGET_LEASES, BUDGET_STATE,
 from taximeter_streams.budgets import metrics
 from taximeter_streams.budgets.deciding import Decider, Decision
 from taximeter_streams.budgets.publishing import StatePublisher
-from taximeter_streams.budgets.reading import Reading, Step
 from taximeter_streams.budgets.settings import BudgetsSettings
 from taximeter_streams.budgets.state import TenantLedger
 from taximeter_streams.budgets.transport import PromptTransport
@@ -36,6 +35,10 @@ Rule = Callable[[TenantLedger, bytes, datetime], Decision]
 
 class PartitionsMovedError(Exception):
     """While a message waited for the log, its partition was given to another worker."""
+
+
+class PassedOverError(Exception):
+    """The framework went on behind spend that it never handed over."""
 
 
 class LedgerTable(faust.Table[bytes, bytes]):
@@ -68,7 +71,8 @@ class BudgetsWorker:
         self._last_ack: dict[Any, asyncio.Task[None]] = {}
         self._recovered = False
         self._generation = 0
-        self._reading: Reading[Any] = Reading()
+        self._next_offset: dict[Any, int] = {}
+        """By partition, what must be read next, or something before it again."""
         self._connect()
 
     def ready(self) -> tuple[bool, dict[str, object]]:
@@ -91,7 +95,8 @@ class BudgetsWorker:
         self._publisher.forget()
 
     async def _on_assigned(self, _app: object, assigned: set[Any], **_kwargs: object) -> None:
-        self._reading.keep(set(assigned))
+        # A partition that stays here is read on from where it was; one that was elsewhere begins anew.
+        self._next_offset = {tp: offset for tp, offset in self._next_offset.items() if tp in assigned}
         await self._on_moved()
 
     async def _on_recovered(self, *_args: object) -> None:
@@ -114,9 +119,7 @@ class BudgetsWorker:
         await self._in_flight.acquire()
         started = self.app.loop.time()
         try:
-            if not await self._is_next(event.message.tp, event.message.offset):
-                self._in_flight.release()
-                return
+            self._expect(event.message.tp, event.message.offset)
             key: bytes = event.message.key or b""
             if key and partition_of(key, self._settings.kafka_partitions) != event.message.partition:
                 # A producer with another partitioner: the tenant's owner is elsewhere, and must get it.
@@ -136,18 +139,18 @@ class BudgetsWorker:
         task = asyncio.ensure_future(self._finish(event, decision, stored, self._last_ack.get(tp), started))
         self._last_ack[tp] = task
 
-    async def _is_next(self, tp: Any, offset: int) -> bool:
-        """Whether a message is to be handled now. Where some were passed over before it, go back to them first."""
-        step, missing = self._reading.look(tp, offset)
-        if missing:
-            metrics.MESSAGES.labels(tp.topic, "missing").inc(missing)
-            _log.error("%s partition %d has no %d messages before %d", tp.topic, tp.partition, missing, offset)
-        if step is Step.GO_BACK:
-            expected = self._reading.expected[tp]
-            metrics.MESSAGES.labels(tp.topic, "passed_over").inc(offset - expected)
-            _log.warning("%s partition %d went on at %d; read again from %d", tp.topic, tp.partition, offset, expected)
-            await self.app.consumer.seek(tp, expected)
-        return step is Step.HANDLE
+    def _expect(self, tp: Any, offset: int) -> None:
+        """Note that a message is here. Raises PassedOverError where spend before it is missing.
+
+        Then this process ends before it posts what comes later, and its next life reads some spend again.
+        """
+        expected = self._next_offset.get(tp, offset)
+        if offset > expected:
+            metrics.MESSAGES.labels(tp.topic, "gap").inc(offset - expected)
+            _log.error("%s partition %d goes on at %d, not at %d", tp.topic, tp.partition, offset, expected)
+            if tp.topic == USAGE_SPEND.name:
+                raise PassedOverError(f"{offset - expected} spend records of partition {tp.partition} were passed over")
+        self._next_offset[tp] = offset + 1
 
     async def _decide(self, key: bytes, event: Any, topic: Topic, rule: Rule) -> tuple[Decision, Any]:
         """Decide, and again when partitions moved meanwhile: a message that is dropped here might never be read again."""
