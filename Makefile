@@ -5,7 +5,7 @@ UV := .venv/bin/uv
 RUN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: bench help setup check test faults faults-long demo up clean bench-gateway bench-budget vllm test-vllm bench-vllm demo-vllm
+.PHONY: bench help setup check test faults faults-long demo up clean bench-gateway bench-budget vllm test-vllm bench-vllm demo-vllm race
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ test: setup ## The tests, on the embedded stack
 
 faults: setup ## Kill, pause and starve the real processes, then compare exactly (fixed seed; Java and Maven)
 	$(RUN)/pytest -m faults tests/faults
+
+race: setup ## Eight gateways, five budgets at 99%, a gateway and the keeper killed in the middle (Apache Kafka)
+	$(RUN)/pytest -s -m race --broker=apache tests/e2e
 
 MINUTES ?= 30
 faults-long: setup ## The same by random seeds for MINUTES, one line a round

@@ -31,7 +31,7 @@ from tests.gateway_stack import PARTITIONS, PRICE, Client, GatewayStack, Service
 from tests.kafka_broker import ApacheKafka
 from tests.topic_reader import read_topic
 
-pytestmark = [pytest.mark.stack, pytest.mark.kafka]
+pytestmark = [pytest.mark.stack, pytest.mark.kafka, pytest.mark.race]
 
 GATEWAYS, TENANTS, REQUESTS, PAYABLE = 8, 5, 1_000, 40
 MODEL = "m-race"

@@ -37,10 +37,6 @@ class PartitionsMovedError(Exception):
     """While a message waited for the log, its partition was given to another worker."""
 
 
-class PassedOverError(Exception):
-    """The framework went on behind spend that it never handed over."""
-
-
 class LedgerTable(faust.Table[bytes, bytes]):
     """A table that keeps the future of its last changelog message: done once the log has the new state."""
 
@@ -140,16 +136,11 @@ class BudgetsWorker:
         self._last_ack[tp] = task
 
     def _expect(self, tp: Any, offset: int) -> None:
-        """Note that a message is here. Raises PassedOverError where spend before it is missing.
-
-        Then this process ends before it posts what comes later, and its next life reads some spend again.
-        """
+        """Note that a message is here, and tell of a gap before it: read by an earlier life of this worker, or passed over."""
         expected = self._next_offset.get(tp, offset)
         if offset > expected:
             metrics.MESSAGES.labels(tp.topic, "gap").inc(offset - expected)
             _log.error("%s partition %d goes on at %d, not at %d", tp.topic, tp.partition, offset, expected)
-            if tp.topic == USAGE_SPEND.name:
-                raise PassedOverError(f"{offset - expected} spend records of partition {tp.partition} were passed over")
         self._next_offset[tp] = offset + 1
 
     async def _decide(self, key: bytes, event: Any, topic: Topic, rule: Rule) -> tuple[Decision, Any]:
