@@ -65,7 +65,12 @@ def _throughput(figures: Any) -> list[str]:
         " events/s a core of the worker | share of the limit, by the clock | times faust, by CPU | peak MB |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    per_event = {name: [one["worker_cpu"] / one["events"] * 1e6 for one in measured] for name, measured in runs.items()}
+    # The clock of CPU time ticks a hundred times a second: a tiny run may not be seen by it at all.
+    tick = 0.005
+    per_event = {
+        name: [max(tick, one["worker_cpu"]) / one["events"] * 1e6 for one in measured]
+        for name, measured in runs.items()
+    }
     rate = {name: [one["events"] / one["seconds"] for one in measured] for name, measured in runs.items()}
     for name, measured in runs.items():
         warehouse = _middle([one["warehouse_cpu"] / one["events"] * 1e6 for one in measured])
