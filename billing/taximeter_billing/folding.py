@@ -5,8 +5,6 @@ one row for each tenant and price, and one for each way in which a tenant's hits
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from clickhouse_connect.driver.client import Client
@@ -18,6 +16,7 @@ from taximeter_billing.domain.savings import SavingsResult, settle_shares
 from taximeter_billing.domain.shapley import Filled, UseClass
 from taximeter_billing.domain.usage import Prices, Skus, UsageRow
 from taximeter_billing.domain.waterfall import FillClass, LotClass
+from taximeter_billing.warehouse import TenantSpan
 from taximeter_schemas.cache_policies import (
     CachePolicy,
     Published,
@@ -37,15 +36,6 @@ _READS = ("gpu", "cpu", "disk", "provider")
 _WRITES = ("5m", "1h")
 
 
-@dataclass(frozen=True, slots=True)
-class TenantSpan:
-    """A tenant's usage in [start, end) of event time."""
-
-    tenant: str
-    start: datetime
-    end: datetime
-
-
 class SavingsFold:
     """Folds the usage of tenants that are settled together (one policy, one currency)."""
 
@@ -60,6 +50,7 @@ class SavingsFold:
             "tenants": [span.tenant for span in spans],
             "starts": [span.start for span in spans],
             "ends": [span.end for span in spans],
+            "untils": [span.until for span in spans],
             "lengths": sorted(lengths),
         }
 

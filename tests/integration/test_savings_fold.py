@@ -10,7 +10,8 @@ from clickhouse_connect.driver.client import Client
 
 from taximeter_billing.domain.savings import SavingsResult, savings_for_period
 from taximeter_billing.domain.usage import Prices, Skus, UsageRow
-from taximeter_billing.folding import SavingsFold, TenantSpan
+from taximeter_billing.folding import SavingsFold
+from taximeter_billing.warehouse import TenantSpan
 from taximeter_schemas.cache_policies import load_cache_policy
 from taximeter_schemas.rate_cards import RateCard
 from taximeter_sql import connect, migrate

@@ -1,5 +1,6 @@
 -- The rated events of these tenants, each in its own span, as the other billing_fold_* queries fold them (they begin with
--- WITH folded AS (this)). Parameters: tenants, starts, ends (arrays of one length), lengths (input lengths at which prices part).
+-- WITH folded AS (this)). Rows inserted after `untils` do not
+-- count. Parameters: tenants, starts, ends, untils (arrays of one length), lengths (input lengths at which prices part).
 -- `exact` rows have blocks that explain their counts to the token: one read tier at most and no paid writes. Their blocks are the
 -- hit ones and then the filled ones. `cell` names by hash the tenant, whatever chooses the price, the read tier and the pool.
 SELECT
@@ -16,7 +17,8 @@ SELECT
     pool, block_size, hit_blocks, blocks,
     if(block_size = 0, 0, least(intDiv(uncached_input, greatest(block_size, 1)), length(blocks) - hit_blocks)) AS filled_blocks,
     toUnixTimestamp64Micro(time) AS time_us, source, event_id
-FROM usage_events
-WHERE tenant IN {tenants:Array(String)}
+FROM usage_log
+WHERE disposition = 'rated' AND tenant IN {tenants:Array(String)}
     AND time >= transform(tenant, {tenants:Array(String)}, {starts:Array(DateTime64(6, 'UTC'))}, toDateTime64('2200-01-01', 6, 'UTC'))
     AND time < transform(tenant, {tenants:Array(String)}, {ends:Array(DateTime64(6, 'UTC'))}, toDateTime64('1970-01-01', 6, 'UTC'))
+    AND inserted_at <= transform(tenant, {tenants:Array(String)}, {untils:Array(DateTime64(3, 'UTC'))}, toDateTime64('1970-01-01', 3, 'UTC'))
