@@ -1,7 +1,10 @@
-"""faust's Kafka transport with a fetch that waits less.
+"""faust's Kafka transport with a fetch that waits less, and commits of what was handled only.
 
 faust asks the broker to hold an empty fetch for 1.5 s. Apache Kafka answers as soon as a record arrives; the embedded broker
 looks again only after half of that time, which would be the latency of every grant.
+
+When partitions move, faust drops what waits in its streams, and acknowledges it: the commit then passes records that nobody
+has read. So an acknowledgement counts here only when the keeper itself has given it.
 """
 
 from typing import Any
@@ -20,7 +23,18 @@ class _PromptThread(driver.AIOKafkaConsumerThread):
         return consumer
 
 
-class _PromptConsumer(driver.Consumer):
+class PromptConsumer(driver.Consumer):
+    """Commits up to what was `handled`; faust's own acknowledgements are only tidied away."""
+
+    def ack(self, message: Any) -> bool:
+        """faust is done with the message, whether anybody has looked at it or not."""
+        self._unacked_messages.discard(message)
+        return False
+
+    def handled(self, message: Any) -> None:
+        """The message and all that it led to are safe: the commit may pass it."""
+        super().ack(message)
+
     def _new_consumer_thread(self) -> driver.AIOKafkaConsumerThread:
         return _PromptThread(self, loop=self.loop, beacon=self.beacon)
 
@@ -28,4 +42,4 @@ class _PromptConsumer(driver.Consumer):
 class PromptTransport(driver.Transport):
     """The transport to give to a faust app before it starts."""
 
-    Consumer = _PromptConsumer
+    Consumer = PromptConsumer

@@ -2,6 +2,9 @@
 
 A message is acknowledged only after everything that it led to is safe in the log: first its alerts, then the changelog of
 the new state, then its grant. So a crash at any point repeats messages, which the ledger recognises, and loses none.
+
+Each partition is read without a gap, from what is committed: the worker keeps its own place and reads by itself what faust
+passes over (see `log_reader`). Whatever partitions do, everything starts again from what is committed.
 """
 
 import asyncio
@@ -15,11 +18,14 @@ from typing import Any, NoReturn
 
 import faust
 from aiokafka.partitioner import murmur2  # type: ignore[import-untyped]
+from confluent_kafka import KafkaException
+from faust.types.tuples import TP, Message
 
 from taximeter_schemas.budgets import BudgetAlert
 from taximeter_schemas.topics import BUDGET_ALERTS, BUDGET_LEASES, BUDGET_STATE, USAGE_SPEND, Topic
 from taximeter_streams.budgets import metrics
 from taximeter_streams.budgets.deciding import Decider, Decision
+from taximeter_streams.budgets.log_reader import LogReader
 from taximeter_streams.budgets.publishing import StatePublisher
 from taximeter_streams.budgets.settings import BudgetsSettings
 from taximeter_streams.budgets.state import TenantLedger
@@ -28,6 +34,11 @@ from taximeter_streams.budgets.transport import PromptTransport
 ALERTS_REMEMBERED_MAX = 10_000
 IN_FLIGHT_MAX = 1_000
 """Messages that may wait for the log's acknowledgement before another is read."""
+HAND_OVER_SECONDS_MAX = 5.0
+"""How long a partition that moves waits for what is on its way to the log."""
+LOOK_SECONDS = 1.0
+SESSION_SECONDS, HEARTBEAT_SECONDS = 10.0, 2.0
+ASLEEP_SECONDS_MAX = SESSION_SECONDS - 2 * HEARTBEAT_SECONDS
 _log = logging.getLogger(__name__)
 
 Rule = Callable[[TenantLedger, bytes, datetime], Decision]
@@ -35,6 +46,10 @@ Rule = Callable[[TenantLedger, bytes, datetime], Decision]
 
 class PartitionsMovedError(Exception):
     """While a message waited for the log, its partition was given to another worker."""
+
+
+class PausedError(Exception):
+    """The process was stopped, or its loop blocked, for longer than a session lasts."""
 
 
 class LedgerTable(faust.Table[bytes, bytes]):
@@ -67,8 +82,10 @@ class BudgetsWorker:
         self._last_ack: dict[Any, asyncio.Task[None]] = {}
         self._recovered = False
         self._generation = 0
-        self._next_offset: dict[Any, int] = {}
-        """By partition, what must be read next, or something before it again."""
+        self._reader = LogReader(settings.kafka_bootstrap_servers, settings.budgets_group)
+        self._next_offset: dict[TP, int] = {}
+        """By partition, what must be read next. faust's own place in the log is not relied on, see `log_reader`."""
+        self._awake_at = float("inf")
         self._connect()
 
     def ready(self) -> tuple[bool, dict[str, object]]:
@@ -81,19 +98,27 @@ class BudgetsWorker:
         self.app.agent(self._topics[USAGE_SPEND.name], name="budgets-spend")(self._spend)
         self.app.agent(self._topics[BUDGET_LEASES.name], name="budgets-leases")(self._leases)
         self.app.task(self._publish_for_ever)
-        self.app.on_partitions_revoked.connect(self._on_moved, weak=False)
+        self.app.task(self._look_for_what_is_missing)
+        self.app.task(self._notice_pauses)
+        self.app.on_partitions_revoked.connect(self._on_revoked, weak=False)
         self.app.on_partitions_assigned.connect(self._on_assigned, weak=False)
         self._table.on_recover(self._on_recovered)
 
-    async def _on_moved(self, *_args: object, **_kwargs: object) -> None:
+    async def _on_revoked(self, *_args: object, **_kwargs: object) -> None:
+        """What is on its way to the log should be there before another owner looks."""
+        self._forget()
+        if under_way := [task for task in self._last_ack.values() if not task.done()]:
+            await asyncio.wait(under_way, timeout=HAND_OVER_SECONDS_MAX)
+
+    async def _on_assigned(self, *_args: object, **_kwargs: object) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        """Partitions moved: read on from what is committed, on the state that the log has."""
         self._recovered = False
         self._generation += 1
+        self._next_offset.clear()
         self._publisher.forget()
-
-    async def _on_assigned(self, _app: object, assigned: set[Any], **_kwargs: object) -> None:
-        # A partition that stays here is read on from where it was; one that was elsewhere begins anew.
-        self._next_offset = {tp: offset for tp, offset in self._next_offset.items() if tp in assigned}
-        await self._on_moved()
 
     async def _on_recovered(self, *_args: object) -> None:
         self._recovered = True
@@ -111,50 +136,86 @@ class BudgetsWorker:
         return self._decider.on_lease(state, payload, now, self._table.get)
 
     async def _handle(self, event: Any, topic: Topic, rule: Rule) -> None:
-        """Decide one message in its turn, and leave the waiting for the log to a task of its own."""
-        await self._in_flight.acquire()
-        started = self.app.loop.time()
+        """Decide a message in its turn, and before it all that faust did not hand over."""
+        message: Message = event.message
+        tp: TP = message.tp
         try:
-            self._expect(event.message.tp, event.message.offset)
-            key: bytes = event.message.key or b""
-            if key and partition_of(key, self._settings.kafka_partitions) != event.message.partition:
-                # A producer with another partitioner: the tenant's owner is elsewhere, and must get it.
-                metrics.MESSAGES.labels(topic.name, "misrouted").inc()
-                sent = await self._topics[topic.name].send(key=key, value=event.message.value)
-                decision, stored = None, sent
-            else:
-                async with self._turn:
-                    decision, stored = await self._decide(key, event, topic, rule)
+            place = await self._place(tp)
+            if message.offset < place:
+                await self._in_flight.acquire()
+                self._finish_later(event, None, None)
+            while place < message.offset:
+                missed, place = await asyncio.to_thread(self._reader.between, tp, place, message.offset)
+                metrics.MESSAGES.labels(tp.topic, "missed").inc(len(missed))
+                for one in missed:
+                    await self._take(faust.Event(self.app, one.key, one.value, {}, one), topic, rule)
+                self._next_offset[tp] = place
+            if message.offset == place:
+                await self._take(event, topic, rule)
         except PartitionsMovedError:
-            # Its new owner reads it again; it must not be acknowledged here.
-            self._in_flight.release()
+            # Whoever owns it now reads it again, from what is committed; it must not be acknowledged here.
             return
         except BaseException as error:  # noqa: BLE001 - see _die
             _die(error)
-        tp = event.message.tp
+
+    async def _place(self, tp: TP) -> int:
+        """The offset to read next. Raises PartitionsMovedError when the partition is another worker's now."""
+        while not self._recovered:
+            await asyncio.sleep(0.02)
+        if tp not in self.app.consumer.assignment():
+            raise PartitionsMovedError
+        if tp not in self._next_offset:
+            generation = self._generation
+            start = await asyncio.to_thread(self._reader.start_of, tp)
+            self._stay_in(generation)
+            self._next_offset.setdefault(tp, start)
+        return self._next_offset[tp]
+
+    def _stay_in(self, generation: int) -> None:
+        """Raises PartitionsMovedError when partitions moved since that generation."""
+        if generation != self._generation:
+            raise PartitionsMovedError
+
+    async def _take(self, event: Any, topic: Topic, rule: Rule) -> None:
+        """Decide one message, and leave the waiting for the log to a task of its own."""
+        message: Message = event.message
+        generation = self._generation
+        await self._in_flight.acquire()
+        started = self.app.loop.time()
+        try:
+            key: bytes = message.key or b""
+            if key and partition_of(key, self._settings.kafka_partitions) != message.partition:
+                # A producer with another partitioner: the tenant's owner is elsewhere, and must get it.
+                metrics.MESSAGES.labels(topic.name, "misrouted").inc()
+                sent = await self._topics[topic.name].send(key=key, value=message.value)
+                decision, stored = None, sent
+                self._stay_in(generation)
+            else:
+                async with self._turn:
+                    decision, stored = await self._decide(key, message, topic, rule, generation)
+        except BaseException:
+            self._in_flight.release()
+            raise
+        self._next_offset[message.tp] = message.offset + 1
+        self._finish_later(event, decision, stored, started)
+
+    def _finish_later(self, event: Any, decision: Decision | None, stored: Any, started: float = 0.0) -> None:
+        tp: TP = event.message.tp
         task = asyncio.ensure_future(self._finish(event, decision, stored, self._last_ack.get(tp), started))
         self._last_ack[tp] = task
 
-    def _expect(self, tp: Any, offset: int) -> None:
-        """Note that a message is here, and tell of a gap before it: read by an earlier life of this worker, or passed over."""
-        expected = self._next_offset.get(tp, offset)
-        if offset > expected:
-            metrics.MESSAGES.labels(tp.topic, "gap").inc(offset - expected)
-            _log.error("%s partition %d goes on at %d, not at %d", tp.topic, tp.partition, offset, expected)
-        self._next_offset[tp] = offset + 1
-
-    async def _decide(self, key: bytes, event: Any, topic: Topic, rule: Rule) -> tuple[Decision, Any]:
-        """Decide, and again when partitions moved meanwhile: a message that is dropped here might never be read again."""
-        while True:
-            generation, state = self._generation, self._load(key)
-            decision = rule(state, event.message.value or b"", _arrived_at(event.message))
-            await self._send_alerts(decision.alerts)
-            if generation == self._generation:
-                break
-            await self._until_recovered(event.message.tp)
+    async def _decide(
+        self, key: bytes, message: Message, topic: Topic, rule: Rule, generation: int
+    ) -> tuple[Decision, Any]:
+        self._stay_in(generation)
+        state = self._load(key)
+        decision = rule(state, message.value or b"", _arrived_at(message))
+        await self._send_alerts(decision.alerts)
+        self._stay_in(generation)
+        self._check_awake()
         metrics.MESSAGES.labels(topic.name, decision.outcome).inc()
         if decision.problem:
-            where = {"topic": topic.name, "partition": event.message.partition, "offset": event.message.offset}
+            where = {"topic": topic.name, "partition": message.partition, "offset": message.offset}
             _log.warning("%s", decision.problem, extra=where)
         if decision.state is state and decision.bucket is None:
             return decision, None
@@ -164,13 +225,6 @@ class BudgetsWorker:
         self._table[key] = decision.state.model_dump_json(exclude_defaults=True).encode()
         self._publisher.changed(decision.state)
         return decision, self._table.last_sent
-
-    async def _until_recovered(self, tp: Any) -> None:
-        """Wait for the tables after partitions moved. Raises PartitionsMovedError when this one is another worker's now."""
-        while not self._recovered:
-            await asyncio.sleep(0.05)
-        if tp not in self.app.consumer.assignment():
-            raise PartitionsMovedError
 
     async def _finish(
         self, event: Any, decision: Decision | None, stored: Any, before: asyncio.Task[None] | None, started: float
@@ -192,6 +246,7 @@ class BudgetsWorker:
             if before is not None:
                 await before
             event.ack()
+            self.app.consumer.handled(event.message)
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 - see _die
@@ -222,6 +277,53 @@ class BudgetsWorker:
             metrics.ALERTS.labels(alert.kind).inc()
         while len(self._sent_alerts) > ALERTS_REMEMBERED_MAX:
             self._sent_alerts.popitem(last=False)
+
+    async def _look_for_what_is_missing(self) -> None:
+        """A record that faust passed over shows when a later one comes; where none comes, it is handed over from here."""
+        stood_at: dict[TP, int] = {}
+        while not self.app.should_stop:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                for tp in self._read_partitions():
+                    stood_at[tp] = await self._look_at(tp, stood_at.get(tp))
+            except PartitionsMovedError:
+                stood_at.clear()
+            except KafkaException as error:
+                # faust has its own patience with a broker that is away.
+                _log.warning("cannot look for missing records: %s", error)
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # noqa: BLE001 - see _die
+                _die(error)
+
+    async def _look_at(self, tp: TP, before: int | None) -> int:
+        """Hand over what the log has when nothing was read since the last look. Returns where reading stands."""
+        place = await self._place(tp)
+        generation = self._generation
+        if place != before:
+            return place
+        end = await asyncio.to_thread(self._reader.end_of, tp)
+        if end <= place:
+            return place
+        found, _ = await asyncio.to_thread(self._reader.between, tp, place, end)
+        self._stay_in(generation)
+        if found and self._next_offset.get(tp) == place:
+            found[-1].generation_id = self.app.consumer_generation_id
+            await self.app.consumer.callback(found[-1])
+        return place
+
+    async def _notice_pauses(self) -> None:
+        """Keep the clock that `_check_awake` looks at."""
+        while not self.app.should_stop:
+            self._check_awake()
+            self._awake_at = self.app.loop.time()
+            await asyncio.sleep(0.25)
+
+    def _check_awake(self) -> None:
+        """End a process that slept so long that its partitions may be another's: what it knows of them may be old."""
+        asleep = self.app.loop.time() - self._awake_at
+        if asleep > ASLEEP_SECONDS_MAX:
+            _die(PausedError(f"paused for {asleep:.1f} s, another worker may own the partitions"))
 
     async def _publish_for_ever(self) -> None:
         """Publish what changed soon, and everything now and then: leases run out and periods roll over without a message."""
@@ -258,6 +360,10 @@ class BudgetsWorker:
                 # A limit was lowered: no message will come to say so. The next post marks the alert as raised.
                 await self._send_alerts(self._publisher.earned(state, rules, now))
 
+    def _read_partitions(self) -> list[TP]:
+        read = (USAGE_SPEND.name, BUDGET_LEASES.name)
+        return [tp for tp in self.app.consumer.assignment() if tp.topic in read] if self._recovered else []
+
     def _owned(self) -> set[int]:
         return {tp.partition for tp in self.app.consumer.assignment() if tp.topic == USAGE_SPEND.name}
 
@@ -291,8 +397,8 @@ def _faust_app(settings: BudgetsSettings) -> Any:
         topic_allow_declare=True,
         topic_disable_leader=True,
         broker_rebalance_timeout=float(rebalance),
-        broker_session_timeout=10.0,
-        broker_heartbeat_interval=2.0,
+        broker_session_timeout=SESSION_SECONDS,
+        broker_heartbeat_interval=HEARTBEAT_SECONDS,
         broker_commit_interval=0.5,
         broker_commit_every=1_000,
         consumer_auto_offset_reset="earliest",
