@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGCONT, SIGKILL, SIGSTOP
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -181,7 +181,7 @@ def log(bootstrap_servers: str) -> Log:
 @pytest.fixture
 def start(log: Log, tmp_path: Path) -> Iterator[Callable[[str], Service]]:
     """Makes services and stops them at the end."""
-    services = []
+    services: list[Service] = []
 
     def make(name: str) -> Service:
         port = free_port()
@@ -189,12 +189,12 @@ def start(log: Log, tmp_path: Path) -> Iterator[Callable[[str], Service]]:
             "TAXIMETER_KAFKA_BOOTSTRAP_SERVERS": log.bootstrap_servers,
             "TAXIMETER_KAFKA_PARTITIONS": str(PARTITIONS),
             "TAXIMETER_KAFKA_REBALANCE_TIMEOUT_SECONDS": "3",
-            "TAXIMETER_STATE_DIR": str(tmp_path / "state"),
+            "TAXIMETER_STATE_DIR": str(tmp_path / f"state-{len(services)}"),
             "TAXIMETER_BUDGETS_GROUP": f"budgets-{log.tenant}",
             f"TAXIMETER_{name.upper()}_PORT": str(port),
         }
         command = [sys.executable, "-m", f"taximeter_streams.{name}"]
-        service = Service(ChildProcess(name, command, environment, tmp_path / f"{name}.log"), port)
+        service = Service(ChildProcess(name, command, environment, tmp_path / f"{name}-{port}.log"), port)
         services.append(service)
         service.start()
         return service
@@ -265,6 +265,40 @@ def test_killed_workers_lose_nothing_and_alert_once(
     alerts.child.stop()
     budgets.child.stop()
     assert (budgets.child.exit_status, alerts.child.exit_status) == (0, 0)
+
+
+@pytest.mark.kafka
+def test_a_keeper_that_slept_while_another_took_over_ends_itself(log: Log, start: Callable[[str], Service]) -> None:
+    declare(log, 1_000_000)
+    sleeper = start("budgets")
+    sleeper.await_ready()
+    with watching(log) as state:
+
+        def spent() -> int:
+            found = state()
+            return found.positions[0].spent_pico if found else -1
+
+        log.spend(0, 100, 1)
+        await_true(lambda: spent() > 0, "the first spend is published")
+        log.spend(100, 600, 1)
+        sleeper.child.signal(SIGSTOP)
+        log.spend(600, 700, 1)
+        other = start("budgets")
+        other.await_ready()
+        await_true(lambda: spent() == 700, "the other has taken over")
+        log.spend(700, 710, 1)
+        sleeper.child.signal(SIGCONT)
+        log.spend(710, 750, 1)
+        await_true(lambda: not sleeper.child.running, "the sleeper has ended itself")
+        assert sleeper.child.exit_status == 1, sleeper.child.log_tail(40)
+        assert "asleep for" in sleeper.child.log_tail(40)
+        await_true(lambda: spent() == 750, "the state is exact with the sleeper awake")
+        sleeper.start()
+        sleeper.await_ready()
+        other.child.signal(SIGKILL)
+        other.child.wait()
+        log.spend(740, 800, 1)
+        await_true(lambda: spent() == 800, "and so it is when the sleeper owns it again")
 
 
 def test_leases_are_granted_from_what_is_left(log: Log, start: Callable[[str], Service]) -> None:
