@@ -16,8 +16,9 @@ from tests.face_process import FaceProcess
 from tests.kafka_broker import ApacheKafka
 
 # No assertion depends on time, Hypothesis's own included: a slow machine is no finding. The same examples are tried each time, so
-# that a change is judged by what it changed; TAXIMETER_HYPOTHESIS=random looks for new ones.
+# that a change is judged by what it changed; TAXIMETER_HYPOTHESIS=random looks for new ones, =thorough for 1,000 of them.
 settings.register_profile("random", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("thorough", settings.get_profile("random"), max_examples=1000)
 settings.register_profile("same", settings.get_profile("random"), derandomize=True)
 settings.load_profile(os.environ.get("TAXIMETER_HYPOTHESIS", "same"))
 

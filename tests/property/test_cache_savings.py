@@ -264,7 +264,7 @@ class TestRefusedPoliciesWouldBreakAPromise:
             savings_for_period([use("A", 1, "m"), use("A", 2, "premium")], RATES, policy)
 
 
-@settings(max_examples=20)
+@settings(max_examples=settings().max_examples // 5)
 @given(st.integers(1, 400))
 def test_rounding_does_not_pile_up_over_many_blocks(blocks: int) -> None:
     """A third of a unit in each block: the charge is still within one unit of exact."""

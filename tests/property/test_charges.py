@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from taximeter_billing.domain.charges import Agreed, Charges, charge, net_pico
@@ -145,15 +145,8 @@ def test_lines_add_up_and_nothing_is_owed_below_nothing(
         assert found.owed_pico == max(found.owed_pico - missing, agreed["minimum"]["amount_pico"])
 
 
-def packaged(agreed: dict[str, Any]) -> bool:
-    """Whether a package tariff is agreed. A package is charged to the line where it begins, so order and cuts decide which
-    savings and free units it meets: these two laws are not of packages."""
-    return any(tariff["mode"] == "package" for tariff in agreed["tariffs"])
-
-
 @given(parcels(), terms())
 def test_the_order_of_usage_changes_nothing(usage: list[Parcel], agreed: dict[str, Any]) -> None:
-    assume(not packaged(agreed))
     assert charged(usage, agreed).owed_pico == charged(usage[::-1], agreed).owed_pico
 
 
@@ -179,7 +172,6 @@ def test_a_change_within_the_month_that_changes_nothing_changes_nothing(
     units: list[int], agreed: dict[str, Any], day: int
 ) -> None:
     """Cutting the period (by a credit that opens, say) leaves what is owed as it was, but for the odd pico-unit of a split."""
-    assume(not packaged(agreed))
     opens = Grant("g", 0, effective_at=NOVEMBER.start + timedelta(days=day))
 
     def parcel(feature: str, used: int, segment: int) -> Parcel:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from taximeter_billing.declarations.agreements import read_contract
-from taximeter_billing.domain.charges import Agreed, Charges, charge
+from taximeter_billing.domain.charges import Agreed, Charges, charge, net_pico
 from taximeter_billing.domain.contracts import agreement
 from taximeter_billing.domain.credits import Grant
 from taximeter_billing.domain.parcels import Component, Parcel
@@ -95,6 +95,15 @@ def test_a_price_that_changes_within_the_month_keeps_the_position_in_the_tiers()
     tariffs = [tariff("3", "2", None), tariff("2.50", "1.50", "2026-11-16T00:00:00Z")]
     usage = [parcel("chat", 40 * MILLION, segment=0), parcel("chat", 60 * MILLION, segment=1)]
     assert charges(usage, tariffs=tariffs).net_pico == to_pico("220")
+
+
+def test_packages_are_borne_by_all_units_of_the_month() -> None:
+    package = {"id": "t", "meter": "input", "mode": "package", "price": "0.30", "package_size": 100}
+    grant = Grant("g", 0, effective_at=datetime(2026, 11, 16, tzinfo=UTC))  # cuts the month in two
+    usage = [parcel("chat", 60, segment=0), parcel("embed", 60, segment=1), parcel("search", 60, segment=1)]
+    found = charges(usage, (grant,), tariffs=[package])
+    assert found.net_pico == to_pico("0.60")  # 180 units begin two packages, wherever the second began
+    assert {net_pico(standing) for standing in found.usage} == {to_pico("0.20")}
 
 
 def test_allowance_then_discounts_each_from_what_is_left() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from fractions import Fraction
 from hashlib import sha256
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -56,9 +57,9 @@ class TierPrice(Declared):
 class Tariff(Scoped):
     """Prices by quantity, pooled over everything that the tariff covers. Takes the place of the rate card's price.
 
-    flat: one price a unit. package: one price for each package of `package_size` units that was begun. graduated: each unit
-    at the price of its own tier. volume: all units at the price of the tier that the whole reaches. Two tariffs of one id
-    with different `effective_from` are a change of price: the position in the tiers carries over.
+    flat: one price a unit. package: one price for each package of `package_size` units that the period began, spread over all of
+    its units. graduated: each unit at the price of its own tier. volume: all units at the price of the tier that the whole
+    reaches. Two tariffs of one id with different `effective_from` are a change of price: the position in the tiers carries over.
     """
 
     meter: Meter
@@ -81,14 +82,18 @@ class Tariff(Scoped):
         """The tiers as arithmetic."""
         return Tiers(tuple(Tier(tier.up_to, tier.price_pico) for tier in self.tiers))
 
-    def cost_pico(self, quantity: int, already: int, whole: int) -> int:
-        """What `quantity` units cost after `already` others of the period, of `whole` units in all."""
+    def cost(self, quantity: int, already: int, whole: int) -> Fraction:
+        """What `quantity` units cost after `already` others of the period, of `whole` units in all, in pico-units.
+
+        Packages are those that the whole period began, and each of its units bears the same part of them: so neither the order
+        of usage nor a cut within the period decides who pays for one that is not full.
+        """
         if self.mode == "package":
-            size, price = self.package_size or 1, self.tiers[0].price_pico
-            return (-(-(already + quantity) // size) + -already // size) * price
+            begun = -(-whole // (self.package_size or 1))
+            return Fraction(begun * self.tiers[0].price_pico * quantity, whole)
         if self.mode == "volume":
-            return quantity * self.steps.volume_price(whole)
-        return self.steps.graduated(quantity, already)
+            return Fraction(quantity * self.steps.volume_price(whole))
+        return Fraction(self.steps.graduated(quantity, already))
 
 
 class Allowance(Scoped):

@@ -12,7 +12,7 @@ from fractions import Fraction
 from taximeter_billing.domain.epochs import CacheRecords, Cell, Epoch, in_order, trace_epochs
 from taximeter_billing.domain.lots import Tallies, Tally, tally_uses
 from taximeter_billing.domain.shapley import shapley_credits
-from taximeter_billing.domain.split import round_to_total
+from taximeter_billing.domain.split import round_half, round_to_total
 from taximeter_billing.domain.storage import storage_costs
 from taximeter_billing.domain.waterfall import PROVIDER, waterfall_credits
 from taximeter_schemas.cache_policies import (
@@ -162,8 +162,7 @@ def _round_once(shares: Mapping[Cell, Fraction], salt: str) -> dict[Cell, int]:
     for (tenant, sku), share in shares.items():
         tenants[tenant] = tenants.get(tenant, Fraction(0)) + share
         by_tenant.setdefault(tenant, {})[sku] = share
-    total = sum(tenants.values(), Fraction(0))
-    whole = round_to_total(tenants, (2 * total.numerator + total.denominator) // (2 * total.denominator), salt)
+    whole = round_to_total(tenants, round_half(sum(tenants.values(), Fraction(0))), salt)
     rounded: dict[Cell, int] = {}
     for tenant, cells in by_tenant.items():
         for sku, units in round_to_total(cells, whole[tenant], f"{salt}|{tenant}").items():

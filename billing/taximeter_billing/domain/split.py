@@ -48,6 +48,11 @@ def round_to_total(exact: Mapping[str, Fraction], total: int, salt: str = "") ->
     return _hand_out(floors, order[:left])
 
 
+def round_half(exact: Fraction) -> int:
+    """A sum of exact shares in whole units, a half upwards: the total that they are rounded to."""
+    return (2 * exact.numerator + exact.denominator) // (2 * exact.denominator)
+
+
 class ExactSums(Generic[Key]):
     """Sums of fractions by key, exact. Terms of one denominator are added as whole numbers, so a million terms stay cheap."""
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 from taximeter_billing.domain.contracts import Meter, Tariff
 from taximeter_billing.domain.parcels import Parcel
 from taximeter_billing.domain.spans import Span
-from taximeter_billing.domain.split import largest_remainder, round_to_total
+from taximeter_billing.domain.split import largest_remainder, round_half, round_to_total
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,12 @@ class Standing:
 
 
 def apply_tariffs(parcels: Sequence[Parcel], spans: Sequence[Span], salt: str) -> list[Standing]:
-    """Price every meter that a tariff covers, by the first that does; the others stay as the rate card priced them."""
-    standings = [Standing(parcel, parcel.savings_pico) for parcel in parcels]
+    """Price every meter that a tariff covers, by the first that does; the others stay as the rate card priced them.
+
+    Parcels are taken in an order of their own, so that theirs does not decide who gets an odd unit.
+    """
+    ordered = sorted(parcels, key=lambda parcel: (parcel.place, parcel.segment))
+    standings = [Standing(parcel, parcel.savings_pico) for parcel in ordered]
     covered: dict[tuple[str, Meter], list[Standing]] = defaultdict(list)
     for standing in standings:
         parcel = standing.parcel
@@ -82,28 +86,51 @@ def _tariff(parcel: Parcel, meter: Meter, span: Span) -> Tariff | None:
     return max(versions, key=lambda tariff: (tariff.effective_from is not None, tariff.effective_from or span.start))
 
 
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """What a tariff covers in one span: its members, their units, and how many units of the period came before."""
+
+    mode: str
+    members: list[Standing]
+    units: dict[str, int]
+    already: int
+
+    @property
+    def quantity(self) -> int:
+        """Units in this span."""
+        return sum(self.units.values())
+
+
 def _price(tariff_id: str, meter: Meter, members: list[Standing], spans: Sequence[Span], salt: str) -> None:
     whole = sum(standing.parcel.quantity(meter) for standing in members)
+    reaches: dict[str, _Reach] = {}
+    exact: dict[str, Fraction] = {}
     already = 0
     for segment, span in enumerate(spans):
         here = [standing for standing in members if standing.parcel.segment == segment]
-        units = {str(place): standing.parcel.quantity(meter) for place, standing in enumerate(here)}
-        quantity = sum(units.values())
-        if not quantity:
+        if not here:
             continue
         tariff = _tariff(here[0].parcel, meter, span)
         assert tariff is not None and tariff.id == tariff_id
-        shares = largest_remainder(tariff.cost_pico(quantity, already, whole), units, f"{salt}/{segment}")
-        for place, standing in enumerate(here):
-            listed, tiered = standing.left[meter], shares[str(place)]
-            standing.tier_pico += tiered - listed
-            standing.left[meter] = tiered
-            standing.positions.append(
-                TierPosition(
-                    tariff_id, meter, tariff.mode, already, already + quantity, units[str(place)], listed, tiered
-                )
-            )
-        already += quantity
+        units = {str(place): standing.parcel.quantity(meter) for place, standing in enumerate(here)}
+        reach = reaches[str(segment)] = _Reach(tariff.mode, here, units, already)
+        exact[str(segment)] = tariff.cost(reach.quantity, already, whole)
+        already += reach.quantity
+    for segment_text, cost in round_to_total(exact, round_half(sum(exact.values(), Fraction(0))), salt).items():
+        _share(tariff_id, meter, reaches[segment_text], cost, f"{salt}/{segment_text}")
+
+
+def _share(tariff_id: str, meter: Meter, reach: _Reach, cost: int, salt: str) -> None:
+    """A span's cost to its parcels, by units."""
+    end = reach.already + reach.quantity
+    shares = largest_remainder(cost, reach.units, salt)
+    for place, standing in enumerate(reach.members):
+        listed, tiered = standing.left[meter], shares[str(place)]
+        standing.tier_pico += tiered - listed
+        standing.left[meter] = tiered
+        standing.positions.append(
+            TierPosition(tariff_id, meter, reach.mode, reach.already, end, reach.units[str(place)], listed, tiered)
+        )
 
 
 def _scale_savings(standings: list[Standing], salt: str) -> None:
@@ -113,7 +140,6 @@ def _scale_savings(standings: list[Standing], salt: str) -> None:
         listed = standing.parcel.list_of(Meter.INPUT)
         if standing.left[Meter.INPUT] != listed and listed:
             exact[str(place)] = Fraction(standing.savings_pico * standing.left[Meter.INPUT], listed)
-    total = sum(exact.values(), Fraction(0))
-    whole = (2 * total.numerator + total.denominator) // (2 * total.denominator)
+    whole = round_half(sum(exact.values(), Fraction(0)))
     for place_text, pico in round_to_total(exact, whole, f"{salt}/savings").items():
         standings[int(place_text)].savings_pico = pico
