@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from taximeter_inference.forwarding import verify
+from taximeter_inference.forwarding import SIGNATURE_HEADER, TAGS_HEADER, verify
 from taximeter_producers.control import publish
 from taximeter_schemas.budgets import Budget
 from taximeter_schemas.control import ControlKind
@@ -297,7 +297,12 @@ def test_a_worker_that_meters_gets_signed_tags_and_the_gateway_emits_nothing(
     headers = {"x-taximeter-root-request-id": "turn-1", "x-taximeter-hop": "2", "x-taximeter-attributes": "a=b"}
     answer = client.post("/v1/chat/completions", chat_body("m-large", "a b", 5), **headers)
     assert answer.status_code == 200
-    tags = verify(stubborn.headers, [SECRET.encode()], int(time.time()))
+    tags = verify(
+        stubborn.headers[TAGS_HEADER].encode(),
+        stubborn.headers[SIGNATURE_HEADER].encode(),
+        [SECRET.encode()],
+        int(time.time()),
+    )
     assert (tags.tenant, tags.feature, tags.pool) == (tenant, "chat", f"tenant:{tenant}")
     assert tags.request_id == answer.headers["x-taximeter-request-id"]
     assert (tags.root_request_id, tags.hop, tags.attempt, tags.attributes) == ("turn-1", 2, 0, {"a": "b"})

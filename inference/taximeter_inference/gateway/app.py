@@ -121,7 +121,8 @@ class Gateway:
             self._sink,
             self._keys,
             bounds,
-            _forwarding_secret(settings),
+            settings.forwarding_secret.get_secret_value().encode() if settings.forwarding_secret else None,
+            settings.upstream_metered_by == "worker",
             settings.gateway_failed_attempts == "billable",
         )
         await asyncio.to_thread(self._lease_log.wait_ready, START_SECONDS_MAX)
@@ -310,9 +311,3 @@ def _refusal_headers(error: GatewayError) -> list[tuple[bytes, bytes]]:
 def _of_attempt(tags: Tags, root: str | None, step: int) -> Tags:
     """The tags of a later attempt: its number goes up, and it belongs to the root of the first."""
     return replace(tags, root_request_id=root, attempt=min(tags.attempt + step, ORDINAL_MAX))
-
-
-def _forwarding_secret(settings: GatewaySettings) -> bytes | None:
-    secret = settings.forwarding_secret
-    is_metered_there = settings.upstream_metered_by == "worker"
-    return secret.get_secret_value().encode() if is_metered_there and secret is not None else None

@@ -62,7 +62,7 @@ _ANSWER = msgspec.json.Decoder(_Answer)
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an exchange works with. With a `forwarding_secret` the model server meters for itself, and no event is emitted here.
+    """What an exchange works with. With a `forwarding_secret` signed tags go upstream; `is_metered_upstream` says who emits.
 
     `bills_failures` says whether what a failed attempt used is charged.
     """
@@ -74,6 +74,7 @@ class Parts:
     keys: PoolKeys
     bounds: OutputBounds
     forwarding_secret: bytes | None = None
+    is_metered_upstream: bool = False
     bills_failures: bool = True
 
 
@@ -152,6 +153,7 @@ class Exchange:
             lease_id=facts.lease_id,
             operation=facts.operation,
             service_tier=facts.tags.service_tier,
+            is_metered=not self._parts.is_metered_upstream,
             attributes=facts.attributes,
         )
         return {**headers, **dict(sign(tags, secret, int(time.time())))}
@@ -286,12 +288,12 @@ class Exchange:
     async def _end_safely(self, ending: Ending) -> None:
         """The attempt has ended: settle it, and wait until its event is safe, unless the model server sends that itself."""
         event = self._finish(ending)
-        if self._parts.forwarding_secret is None:
+        if not self._parts.is_metered_upstream:
             await self._parts.sink.take_safely(event)
 
     def _end_soon(self, ending: Ending) -> None:
         event = self._finish(ending)
-        if self._parts.forwarding_secret is None:
+        if not self._parts.is_metered_upstream:
             self._parts.sink.take_soon(event)
 
     def _finish(self, ending: Ending) -> UsageEvent:

@@ -47,7 +47,9 @@ class GatewaySettings(LogSettings):
         "gateway", description="Who emits usage events: the gateway, or the model server's own plugin"
     )
     forwarding_secret: SecretStr | None = Field(
-        None, min_length=16, description="Shared with workers that meter: signs the tags that go with a request"
+        None,
+        min_length=16,
+        description="Shared with workers that have the plugin: signs the tags that go with a request",
     )
     gateway_upstream_timeout_seconds: float = Field(
         600.0, gt=0, le=86_400, description="Longest silence of the model server"

@@ -116,7 +116,8 @@ class AnswerMeter:
             await app({**scope, "headers": headers}, _replayed(body, receive), send_on)
         finally:
             usage = reader.usage()
-            if usage is not None or (reader.status < 400 and not reader.ended):
+            is_used = usage is not None or (reader.status < 400 and not reader.ended)
+            if is_used and not tags.is_metered:
                 seconds = (time.perf_counter() - began, first[0] - began if first else None)
                 self._send(self._event(tags, path, model, reader, usage or _Usage(), seconds))
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from taximeter_inference.gateway.salt import PoolKeys
-from taximeter_inference.vllm.block_table import BlockTable, HitOrigin, Label
+from taximeter_inference.vllm.block_table import LABELS_MAX, BlockTable, HitOrigin, Label
 from taximeter_inference.vllm.blocks import COUNTS_ONLY, NOTHING_KNOWN, BlockReport
 from taximeter_inference.vllm.exchange import Part
 from taximeter_inference.vllm.kv_source import AllBlocksCleared, BlockRemoved, BlockStored, KvBatch, Lost, as_bytes
@@ -34,12 +34,18 @@ class BlockJoin:
         self._keys = keys
         self._audit = audit
         self._table = BlockTable()
+        self._labels: dict[tuple[str, str], Label] = {}
         self._block_size = 0
         self._asked: dict[int, float] = {}
 
     def expect(self, session: str, tenant: str, pool: str) -> None:
         """A sequence of that tenant enters the engine."""
-        self._table.expect(session, Label(tenant, pool))
+        label = self._labels.get((tenant, pool))
+        if label is None:
+            label = Label(tenant, pool)
+            if len(self._labels) < LABELS_MAX:
+                self._labels[tenant, pool] = label
+        self._table.expect(session, label)
 
     def report(self, part: Part, time_is_up: bool) -> BlockReport | None:
         """What is known about a part's blocks; None while some of them are still to be told."""

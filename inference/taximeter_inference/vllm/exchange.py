@@ -11,6 +11,8 @@ from taximeter_inference.vllm.engine_types import SequenceState
 
 CURRENT: ContextVar["Exchange | None"] = ContextVar("taximeter_exchange", default=None)
 """The exchange that whatever runs now belongs to; tasks that it starts inherit it."""
+METERED_ELSEWHERE = -1
+"""The number of a request whose gateway sends its event: the worker sends none, so its own numbers leave it out."""
 
 
 class ClosedSequence:

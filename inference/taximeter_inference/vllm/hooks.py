@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from taximeter_inference.vllm.engine_types import EngineRequest, SequenceState
-from taximeter_inference.vllm.exchange import CURRENT, ClosedSequence, Exchange, Part
+from taximeter_inference.vllm.exchange import CURRENT, METERED_ELSEWHERE, ClosedSequence, Exchange, Part
 
 Prepare = Callable[[EngineRequest, Exchange], None]
 """Checks a request and sets what only the worker may set, before it enters the engine."""
@@ -21,7 +21,7 @@ _HOOKED = ("add_request", "abort_requests", "_finish_request", "_update_stats_fr
 class EngineHooks:
     """Books every sequence on the exchange that caused it, and hands on what is over.
 
-    `begin` numbers an exchange that has reached the engine; `leave` takes a part that is over.
+    `begin` numbers an exchange that has reached the engine, unless its gateway meters it; `leave` takes a part that is over.
     """
 
     def __init__(self, prepare: Prepare, begin: Callable[[], int], leave: Callable[[Part], None]) -> None:
@@ -55,7 +55,8 @@ class EngineHooks:
             self._prepare(request, exchange)
             add(request, prompt, parent_req, request_index, queue)
             if exchange.number is None:
-                exchange.number = self._begin()
+                tags = exchange.tags
+                exchange.number = METERED_ELSEWHERE if tags is not None and tags.is_metered else self._begin()
             exchange.open += 1
             self._owners[identity] = (exchange, states[identity])
 

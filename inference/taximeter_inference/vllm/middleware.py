@@ -12,12 +12,20 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from taximeter_inference.forwarding import PREFIX, TOLERANCE_SECONDS, Forwarded, is_forwarded
+from taximeter_inference.forwarding import PREFIX, TOLERANCE_SECONDS, Forwarded
 from taximeter_inference.vllm.answers import AnswerMeter
 from taximeter_inference.vllm.errors import DriftError, ForeignAdapterError, ForeignTagsError, UntaggedError
 from taximeter_inference.vllm.exchange import CURRENT, Exchange
 from taximeter_inference.vllm.settings import WorkerSettings
-from taximeter_inference.vllm.tags import OPERATIONS, is_named, signed_tags, tag_headers, trusted_tags, untagged
+from taximeter_inference.vllm.tags import (
+    OPERATIONS,
+    SIGNATURE,
+    TENANT,
+    is_named,
+    signed_tags,
+    trusted_tags,
+    untagged,
+)
 from taximeter_inference.vllm.usage import Origin
 from taximeter_inference.vllm.worker import WorkerMeter, open_producer, pool_keys
 
@@ -30,7 +38,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 UNMETERED = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/tokenize", "/detokenize")
 """Routes that do not use the engine for anybody."""
 _INFERENCE = ("/v1/", "/v2/", "/inference/", "/pooling", "/classify", "/invocations", "/generative_scoring")
-_TENANT_HEADER = f"{PREFIX}tenant"
 _log = logging.getLogger(__name__)
 
 
@@ -77,10 +84,11 @@ class Middleware:
             return
         exchange = Exchange(tags, path, began)
 
-        async def send_on(message: Message) -> None:
+        def send_on(message: Message) -> Awaitable[None]:
+            # Not a coroutine of its own: a stream passes here with every piece.
             if message["type"] == "http.response.start" and message["status"] >= 500:
                 exchange.failed = True
-            await send(message)
+            return send(message)
 
         before = CURRENT.set(exchange)
         try:
@@ -109,10 +117,11 @@ class Middleware:
 
     def _tags(self, scope: Scope, path: str) -> Forwarded | None:
         """The request's tags; None where it has none and may go without until it reaches the engine."""
-        headers, settings = tag_headers(scope["headers"]), self._settings
-        if is_forwarded(headers) and self._secrets:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        settings = self._settings
+        if SIGNATURE in headers and self._secrets:
             tags = signed_tags(headers, self._secrets, int(time.time()))
-        elif settings.worker_tags == "trusted" and _TENANT_HEADER in headers:
+        elif settings.worker_tags == "trusted" and TENANT in headers:
             tags = trusted_tags(headers, path)
         elif path in OPERATIONS and settings.worker_untagged == "refuse":
             signed = settings.worker_tags == "signed"

@@ -17,11 +17,12 @@ from functools import partial
 from taximeter_inference.vllm.blocks import COUNTS_ONLY, NOTHING_KNOWN, BlockReport
 from taximeter_inference.vllm.busy_time import BusyTime
 from taximeter_inference.vllm.engine_types import SequenceState
-from taximeter_inference.vllm.exchange import Part
+from taximeter_inference.vllm.exchange import METERED_ELSEWHERE, Part
 from taximeter_inference.vllm.journal import Journal
 from taximeter_inference.vllm.metrics import BUSY_SECONDS, EVENTS
 from taximeter_inference.vllm.usage import Origin, build_event, count
-from taximeter_producers import Safe, SpoolFullError, UsageEvent, UsageProducer
+from taximeter_producers import Safe, SpoolFullError, UsageProducer
+from taximeter_schemas.wire import UsageEvent
 
 WAKE_SECONDS = 0.05
 STOP_SECONDS_MAX = 10.0
@@ -118,9 +119,10 @@ class EventSink:
                 if blocks is None:
                     self._waiting.append((part, gpu_seconds))
                     continue
-                now, monotonic_now = datetime.now(UTC), time.monotonic()
-                event = build_event(part, self._origin, gpu_seconds, blocks, now, monotonic_now)
-                self._send(event, part.number)
+                if part.number != METERED_ELSEWHERE:
+                    now, monotonic_now = datetime.now(UTC), time.monotonic()
+                    event = build_event(part, self._origin, gpu_seconds, blocks, now, monotonic_now)
+                    self._send(event, part.number)
             except Exception:  # noqa: BLE001 - the requests beside it are still metered
                 _log.critical("request %d could not be metered", part.number, exc_info=True)
             self._settled += 1

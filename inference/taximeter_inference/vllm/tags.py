@@ -1,9 +1,16 @@
 """Whose request it is: the tags that a gateway signed, or, where the worker's settings say so, those that anybody sent. Pure."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from taximeter_inference.forwarding import PREFIX, Forwarded, ForwardingError, is_forwarded, verify
+from taximeter_inference.forwarding import (
+    PREFIX,
+    SIGNATURE_HEADER,
+    TAGS_HEADER,
+    Forwarded,
+    ForwardingError,
+    verify,
+)
 from taximeter_inference.vllm.errors import ForeignTagsError, UntaggedError
 from taximeter_schemas.events import TAG_PATTERN, Operation
 
@@ -23,34 +30,28 @@ OPERATIONS: Mapping[str, Operation] = {
     "/v2/rerank": Operation.RERANK,
 }
 """Routes that use the engine. Others are looked at once they do."""
-_PREFIX = PREFIX.encode()
+SIGNATURE, TENANT = SIGNATURE_HEADER.encode(), f"{PREFIX}tenant".encode()
+_TAGS = TAGS_HEADER.encode()
 _TAG = re.compile(TAG_PATTERN)
 _UNNAMED = "-"
 
 
-def tag_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """The x-taximeter-... headers of an ASGI request."""
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers if name.startswith(_PREFIX)}
-
-
-def signed_tags(headers: Mapping[str, str], secrets: tuple[bytes, ...], now: int) -> Forwarded:
-    """The tags that a gateway signed. Raises UntaggedError where there is no signature, ForeignTagsError where it is wrong."""
-    if not is_forwarded(headers):
-        raise UntaggedError("this worker serves requests that a gateway has signed; send yours to the gateway")
+def signed_tags(headers: Mapping[bytes, bytes], secrets: tuple[bytes, ...], now: int) -> Forwarded:
+    """The tags that a gateway signed, of an ASGI request's headers. Raises ForeignTagsError where the signature is wrong."""
     try:
-        return verify(headers, secrets, now)
+        return verify(headers.get(_TAGS, b""), headers.get(SIGNATURE, b""), secrets, now)
     except ForwardingError as error:
         raise ForeignTagsError(f"the forwarded tags cannot be believed: {error}") from None
 
 
-def trusted_tags(headers: Mapping[str, str], path: str) -> Forwarded:
+def trusted_tags(headers: Mapping[bytes, bytes], path: str) -> Forwarded:
     """The tags that a request brings, unsigned. Its event gets an id by the worker.
 
     Raises UntaggedError where tenant or feature is missing, ForeignTagsError where a tag is malformed.
     """
 
     def tag(name: str) -> str | None:
-        value = headers.get(PREFIX + name)
+        value = _text(headers, name)
         if value is not None and _TAG.match(value) is None:
             raise ForeignTagsError(f"{PREFIX}{name} is not valid")
         return value
@@ -62,7 +63,7 @@ def trusted_tags(headers: Mapping[str, str], path: str) -> Forwarded:
         tenant=tenant,
         feature=feature,
         request_id=_UNNAMED,
-        root_request_id=headers.get(PREFIX + "root", _UNNAMED),
+        root_request_id=_text(headers, "root") or _UNNAMED,
         pool=tag("pool") or own_pool(tenant),
         hop=_ordinal(headers, "hop"),
         attempt=_ordinal(headers, "attempt"),
@@ -100,8 +101,13 @@ def own_pool(tenant: str) -> str:
     return pool if _TAG.match(pool) else tenant
 
 
-def _ordinal(headers: Mapping[str, str], name: str) -> int:
-    value = headers.get(PREFIX + name, "0")
+def _text(headers: Mapping[bytes, bytes], name: str) -> str | None:
+    value = headers.get(f"{PREFIX}{name}".encode())
+    return value.decode("latin-1") if value is not None else None
+
+
+def _ordinal(headers: Mapping[bytes, bytes], name: str) -> int:
+    value = _text(headers, name) or "0"
     if not (value.isascii() and value.isdigit() and len(value) <= 4 and int(value) <= 1_000):
         raise ForeignTagsError(f"{PREFIX}{name} must be a whole number from 0 to 1000")
     return int(value)

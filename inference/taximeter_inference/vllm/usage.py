@@ -14,18 +14,8 @@ from taximeter_inference.vllm.blocks import BlockReport
 from taximeter_inference.vllm.engine_types import SequenceState
 from taximeter_inference.vllm.exchange import ClosedSequence, Part
 from taximeter_inference.vllm.tags import OPERATIONS, is_named, root_of, untagged
-from taximeter_schemas.events import (
-    TOKENS_MAX,
-    Cache,
-    CacheRead,
-    Operation,
-    Outcome,
-    Timing,
-    Tokens,
-    UsageData,
-    UsageEvent,
-    Worker,
-)
+from taximeter_schemas.events import TOKENS_MAX, Operation, Outcome
+from taximeter_schemas.wire import Cache, CacheRead, Timing, Tokens, UsageData, UsageEvent, Worker
 
 ATTRIBUTES_MAX, VALUE_CHARACTERS_MAX = 32, 256
 _MILLISECONDS_MAX = 86_400_000.0
