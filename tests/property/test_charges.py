@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from taximeter_billing.domain.charges import Agreed, Charges, charge, net_pico
@@ -167,6 +167,15 @@ def test_an_invoice_is_rounded_once_and_its_lines_share_that(
     assert build_invoice(Tenant(id="acme"), NOVEMBER, currency, found, inputs, {}).document == invoice.document
 
 
+FREE_FIRST = {
+    "id": "t",
+    "meter": "input",
+    "mode": "graduated",
+    "tiers": [{"up_to": 1, "price_pico": 0}, {"price_pico": 6}],
+}
+
+
+@example([1, 1], {"tariffs": [FREE_FIRST], "allowances": [{"id": "a", "meter": "input", "quantity": 1}]}, 1)
 @given(st.lists(st.integers(0, 10**9), min_size=2, max_size=5), terms(), st.integers(0, 29))
 def test_a_change_within_the_month_that_changes_nothing_changes_nothing(
     units: list[int], agreed: dict[str, Any], day: int

@@ -4,7 +4,7 @@ Every adjustment is one line, computed over everything that it covers and rounde
 each parcel is remembered, so that the next one sees what is left.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
@@ -56,12 +56,13 @@ def reservation_fees(reserved: Sequence[Reserved]) -> list[Adjustment]:
 
 
 def apply_allowance(standings: Sequence[Standing], allowance: Allowance, salt: str) -> Adjustment | None:
-    """Free units, taken from all that it covers in proportion to quantity."""
+    """Free units, taken from all that it covers in proportion to quantity. What costs nothing anyway uses none of them up."""
     covered = _covered(standings, allowance)
+    priced = _priced(standings, allowance.meter)
     units = {
         place: quantity
         for place, standing in covered.items()
-        if (quantity := standing.parcel.quantity(allowance.meter)) and standing.left[allowance.meter] > 0
+        if (quantity := standing.parcel.quantity(allowance.meter)) and _costs(standing, allowance.meter, priced)
     }
     whole = sum(units.values())
     if not whole:
@@ -92,6 +93,23 @@ def apply_discount(standings: Sequence[Standing], discount: Discount, salt: str)
     amount = _take(standings, exact, f"{salt}/{discount.id}")
     detail = {"of_pico": str(whole), **({"bps": str(discount.bps)} if discount.bps is not None else {})}
     return Adjustment("discount", discount.id, label, -amount, detail)
+
+
+def _priced(standings: Sequence[Standing], meter: Meter) -> set[str]:
+    """Tariffs by which something of the period costs something."""
+    positions = (position for standing in standings for position in standing.positions if position.meter is meter)
+    return {position.tariff for position in positions if position.tiered_pico}
+
+
+def _costs(standing: Standing, meter: Meter, priced: Collection[str]) -> bool:
+    """Whether a parcel's units cost something. Those in the first, free tier of a tariff do where others by it cost something:
+    all of them share its tiers, and where a period is cut must not decide which of them are free."""
+    if standing.left[meter] > 0:
+        return True
+    taken_back = sum(standing.parcel.covered.values(), Fraction(0))
+    if taken_back and taken_back >= standing.parcel.metered_pico:
+        return False
+    return any(position.meter is meter and position.tariff in priced for position in standing.positions)
 
 
 def _covered(standings: Sequence[Standing], terms: Allowance | Discount) -> dict[str, Standing]:
