@@ -171,6 +171,17 @@ class AlertKind(StrEnum):
     FORECAST = "forecast"
     SPEND_SPIKE = "spend_spike"
     NEGATIVE_MARGIN = "negative_margin"
+    ISOLATION_INCIDENT = "isolation_incident"
+
+
+class IsolationIncident(Message):
+    """Cache isolation did not hold: a request of one pool hit blocks that `warmed_by`, a tenant, had warmed in another."""
+
+    request_id: Identifier
+    pool: Tag
+    warmed_by: Tag
+    warmed_in: Tag
+    worker: Identifier
 
 
 class BudgetAlert(Message):
@@ -178,7 +189,8 @@ class BudgetAlert(Message):
 
     A forecast says when the limit is reached at this rate (`expected_at`). A spend spike is of a whole tenant and a day of its
     calendar, and of no budget: `limit_pico` is the level from which a day stands out, `usual_pico` the median day. A negative
-    margin is for the operator alone: `limit_pico` is what was earned, `spent_pico` what it cost.
+    margin is for the operator alone: `limit_pico` is what was earned, `spent_pico` what it cost. So is an isolation incident,
+    once for each two pools and day: it is no matter of money, and its amounts are 0.
     """
 
     id: str
@@ -196,3 +208,4 @@ class BudgetAlert(Message):
     raised_at: AwareDatetime
     expected_at: AwareDatetime | None = None
     usual_pico: AmountPico | None = None
+    incident: IsolationIncident | None = None

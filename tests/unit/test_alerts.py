@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from standardwebhooks import Webhook
 
-from taximeter_schemas.budgets import AlertKind, BudgetAlert
+from taximeter_schemas.budgets import AlertKind, BudgetAlert, IsolationIncident
 from taximeter_schemas.tenants import AlertEndpoint
 from taximeter_streams.alerts import Delivery, DeliveryLog, DeliveryStatus
 from taximeter_streams.alerts.payload import body_for, notice_body, sentence, webhook_body
@@ -117,6 +117,22 @@ def test_a_negative_margin_is_told_to_the_operator_alone() -> None:
     assert [found.id for found in endpoints_for(margin, [endpoint("ops"), endpoint("acme", "acme")])] == ["ops"]
     assert "costs more than it earns" in sentence(margin)
     assert webhook_body(margin)["type"] == "margin.negative"
+
+
+def test_an_isolation_incident_names_both_to_the_operator_alone() -> None:
+    incident = IsolationIncident(
+        request_id="gateway-1:ab:7", pool="tenant:mallory", warmed_by="acme", warmed_in="duo", worker="vllm-1:cd"
+    )
+    alert = ALERT.model_copy(
+        update={"kind": AlertKind.ISOLATION_INCIDENT, "tenant": "mallory", "budget_id": None, "incident": incident}
+    )
+    told = endpoints_for(alert, [endpoint("ops"), endpoint("acme", "acme"), endpoint("m", "mallory")])
+    assert [found.id for found in told] == ["ops"]
+    assert sentence(alert) == (
+        "cache isolation incident: mallory (pool tenant:mallory) hit blocks that acme warmed in pool duo"
+        " (request gateway-1:ab:7, worker vllm-1:cd)"
+    )
+    assert webhook_body(alert)["type"] == "isolation.incident"
 
 
 def entry(alert_id: str, endpoint_id: str = "ops") -> tuple[str, str, str, str]:

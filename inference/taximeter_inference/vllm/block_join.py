@@ -6,11 +6,13 @@ Runs in the sink thread, but for `expect`, which the event loop calls for each s
 import logging
 import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 
 from taximeter_inference.gateway.salt import PoolKeys
 from taximeter_inference.vllm.block_table import LABELS_MAX, BlockTable, HitOrigin, Label
 from taximeter_inference.vllm.blocks import COUNTS_ONLY, NOTHING_KNOWN, BlockReport
 from taximeter_inference.vllm.exchange import Part
+from taximeter_inference.vllm.incidents import Report
 from taximeter_inference.vllm.kv_source import AllBlocksCleared, BlockRemoved, BlockStored, KvBatch, Lost, as_bytes
 from taximeter_inference.vllm.metrics import INCIDENTS
 from taximeter_inference.vllm.tags import untagged
@@ -27,12 +29,13 @@ Poll = Callable[[], Iterable[KvBatch | Lost]]
 
 
 class BlockJoin:
-    """The blocks of each part. `audit` tells of hits on blocks that another pool warmed."""
+    """The blocks of each part. `audit` looks for hits on blocks that another pool warmed, and tells `tell` of them."""
 
-    def __init__(self, poll: Poll, keys: PoolKeys, audit: bool = True) -> None:
+    def __init__(self, poll: Poll, keys: PoolKeys, audit: bool = True, tell: Report | None = None) -> None:
         self._poll = poll
         self._keys = keys
         self._audit = audit
+        self._tell = tell
         self._table = BlockTable()
         self._labels: dict[tuple[str, str], Label] = {}
         self._block_size = 0
@@ -114,6 +117,8 @@ class BlockJoin:
                 label.pool,
                 tags.request_id,
             )
+            if self._tell is not None:
+                self._tell(tags, label, datetime.now(UTC))
 
 
 def _foreign_pools(origin: HitOrigin, pool: str) -> list[Label]:

@@ -27,7 +27,7 @@ class EngineHooks:
     def __init__(self, prepare: Prepare, begin: Callable[[], int], leave: Callable[[Part], None]) -> None:
         self._prepare = prepare
         self._begin = begin
-        self._leave = leave
+        self.leave = leave
         self._owners: dict[str, tuple[Exchange, SequenceState]] = {}
         self._unreasoned: dict[str, tuple[Exchange, ClosedSequence]] = {}
         self._processor: Any = None
@@ -128,7 +128,7 @@ class EngineHooks:
     def _hand_on(self, exchange: Exchange) -> None:
         part = exchange.take_part(time.perf_counter())
         if part is not None:
-            self._leave(part)
+            self.leave(part)
 
 
 def _stray() -> Exchange:

@@ -84,11 +84,16 @@ class EventSink:
 
     def flush(self, timeout_seconds: float = STOP_SECONDS_MAX) -> None:
         """Wait until what was taken so far is on the broker or on disk."""
+        deadline = time.monotonic() + timeout_seconds
+        self.settle(timeout_seconds)
+        self._producer.flush(max(0.0, deadline - time.monotonic()))
+
+    def settle(self, timeout_seconds: float = STOP_SECONDS_MAX) -> None:
+        """Wait until what was taken so far is handed to the producer."""
         deadline, taken = time.monotonic() + timeout_seconds, self._taken
         while self._settled < taken and self._thread.is_alive() and time.monotonic() < deadline:
             self._wake.set()
             time.sleep(WAKE_SECONDS / 5)
-        self._producer.flush(max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:
         """Everything taken becomes an event, and is on the broker or on disk."""

@@ -16,6 +16,7 @@ from taximeter_inference.vllm.drift import TESTED_VERSIONS, check_vllm
 from taximeter_inference.vllm.errors import WorkerError
 from taximeter_inference.vllm.exchange import CURRENT, Exchange
 from taximeter_inference.vllm.hooks import EngineHooks
+from taximeter_inference.vllm.incidents import IncidentAlerts
 from taximeter_inference.vllm.isolation import Guard
 from taximeter_inference.vllm.journal import Journal
 from taximeter_inference.vllm.kv_source import source_of
@@ -55,7 +56,10 @@ class WorkerMeter:
         self._numbers = itertools.count()
         keys = pool_keys(settings)
         self._source = source_of(getattr(config, "kv_events_config", None))
-        self._join = BlockJoin(self._source.poll, keys, settings.worker_audit) if self._source is not None else None
+        self._incidents = IncidentAlerts(settings.kafka_bootstrap_servers, self._producer.worker_id)
+        self._join = (
+            BlockJoin(self._source.poll, keys, settings.worker_audit, self._incidents.report) if self._source else None
+        )
         guard = Guard(
             keys if settings.worker_isolation == "pool" else None,
             meter_untagged=settings.worker_untagged == "meter",
@@ -64,22 +68,22 @@ class WorkerMeter:
             expect=self._join.expect if self._join is not None else None,
             refuse=_client_error,
         )
-        self._sink = EventSink(
+        self.sink = EventSink(
             self._producer,
             self._journal,
             Origin(name, self._producer.worker_id, served_name(config.model_config)),
             gpus=settings.worker_gpus or int(getattr(config.parallel_config, "world_size", 1)),
             blocks=self._join.report if self._join is not None else counts_only,
         )
-        self.hooks = EngineHooks(guard.prepare, self._begin_number, self._sink.take)
+        self.hooks = EngineHooks(guard.prepare, self._begin_number, self.sink.take)
         self.hooks.attach(owner.output_processor)
-        self._sink.start(self.hooks.running)
+        self.sink.start(self.hooks.running)
         _log.info("metering vLLM %s as %s", self.version, self._producer.worker_id)
 
     @property
     def has_room(self) -> bool:
         """Whether requests can be metered now."""
-        return self._sink.has_room
+        return self.sink.has_room
 
     @contextmanager
     def request(
@@ -123,7 +127,7 @@ class WorkerMeter:
             loop.call_soon_threadsafe(self.hooks.abandon)
             loop.call_soon_threadsafe(abandoned.set)
             if abandoned.wait(ABANDON_SECONDS_MAX):
-                self._sink.flush()
+                self.sink.flush()
 
         engine.shutdown = shutdown
 
@@ -135,7 +139,8 @@ class WorkerMeter:
         """Let go of the engine; all events are on the broker or on disk when it returns. Closing twice does nothing."""
         if self._producer is not None:
             self.hooks.detach()
-            self._sink.close()
+            self.sink.close()
+            self._incidents.close()
             if self._source is not None:
                 self._source.close()
             self._producer = None  # type: ignore[assignment]

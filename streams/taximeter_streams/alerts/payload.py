@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from urllib.parse import urlsplit
 
-from taximeter_schemas.budgets import AlertKind, BudgetAlert
+from taximeter_schemas.budgets import AlertKind, BudgetAlert, IsolationIncident
 from taximeter_schemas.money import currency_exponent, format_pico
 from taximeter_schemas.periods import PeriodKind
 from taximeter_schemas.tenants import AlertEndpoint, AlertFormat
@@ -12,15 +12,21 @@ from taximeter_schemas.tenants import AlertEndpoint, AlertFormat
 _PERIODS = {7: "monthly", 10: "daily"}
 """Length of a period's label ("2026-11", "2026-11-24") to the kind of period; an hour's is longer."""
 
+_TYPES = {AlertKind.NEGATIVE_MARGIN: "margin.negative", AlertKind.ISOLATION_INCIDENT: "isolation.incident"}
+OPERATORS_ALONE = frozenset(_TYPES)
+"""Kinds that no tenant is told."""
+
 
 def event_type(alert: BudgetAlert) -> str:
-    """The type in the payload: `budget.soft_threshold`, `budget.hard_limit`, `budget.forecast`, `budget.spend_spike`, or
-    `margin.negative`."""
-    return "margin.negative" if alert.kind is AlertKind.NEGATIVE_MARGIN else f"budget.{alert.kind.value}"
+    """The type in the payload: `budget.soft_threshold`, `budget.hard_limit`, `budget.forecast`, `budget.spend_spike`,
+    `margin.negative`, or `isolation.incident`."""
+    return _TYPES.get(alert.kind, f"budget.{alert.kind.value}")
 
 
 def sentence(alert: BudgetAlert) -> str:
     """ "acme has spent 80% of its monthly budget of 50.00 USD (40.10 USD spent, 2026-11)"."""
+    if alert.incident is not None:
+        return _incident(alert.tenant, alert.incident)
     spent, limit = _money(alert.spent_pico, alert), _money(alert.limit_pico, alert)
     if alert.kind is AlertKind.SPEND_SPIKE:
         usual = _money(alert.usual_pico or 0, alert)
@@ -69,6 +75,13 @@ def webhook_body(alert: BudgetAlert) -> dict[str, object]:
         "timestamp": alert.model_dump(mode="json")["raised_at"],
         "data": {**alert.model_dump(mode="json"), "message": sentence(alert)},
     }
+
+
+def _incident(tenant: str, incident: IsolationIncident) -> str:
+    return (
+        f"cache isolation incident: {tenant} (pool {incident.pool}) hit blocks that {incident.warmed_by} warmed in pool"
+        f" {incident.warmed_in} (request {incident.request_id}, worker {incident.worker})"
+    )
 
 
 def _percent(threshold_bps: int) -> str:

@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 
 import aiohttp
 
-from taximeter_schemas.budgets import AlertKind, BudgetAlert
+from taximeter_schemas.budgets import BudgetAlert
 from taximeter_schemas.control_snapshot import ControlSnapshot
 from taximeter_schemas.tenants import AlertEndpoint
 from taximeter_streams.alerts import metrics
 from taximeter_streams.alerts.delivery_log import Delivery, DeliveryLog, DeliveryStatus
 from taximeter_streams.alerts.intake import AlertIntake
-from taximeter_streams.alerts.payload import body_for, notice_body
+from taximeter_streams.alerts.payload import OPERATORS_ALONE, body_for, notice_body
 from taximeter_streams.alerts.retry import RetryStrategy
 from taximeter_streams.alerts.settings import AlertsSettings
 from taximeter_streams.alerts.webhook import attempt
@@ -27,8 +27,8 @@ _log = logging.getLogger(__name__)
 
 
 def endpoints_for(alert: BudgetAlert, endpoints: list[AlertEndpoint]) -> list[AlertEndpoint]:
-    """The tenant's own endpoints and the operator's, without those that are disabled. Margins are the operator's alone."""
-    audience = (None,) if alert.kind is AlertKind.NEGATIVE_MARGIN else (None, alert.tenant)
+    """The tenant's own endpoints and the operator's, without those that are disabled. Some kinds are the operator's alone."""
+    audience = (None,) if alert.kind in OPERATORS_ALONE else (None, alert.tenant)
     return [endpoint for endpoint in endpoints if endpoint.tenant in audience and not endpoint.disabled]
 
 
