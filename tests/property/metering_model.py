@@ -10,8 +10,10 @@ from enum import Enum, auto
 from typing import Any, Literal
 
 from taximeter_schemas.control_snapshot import ControlSnapshot
+from taximeter_streams.meter.ahead import IndexAhead
+from taximeter_streams.meter.batch import known_of
 from taximeter_streams.meter.columns import build_columns
-from taximeter_streams.meter.dedupe import Counted, DedupeIndex, MemoryIndex, log_mark
+from taximeter_streams.meter.dedupe import Counted, DedupeIndex, KnownIdentities, MemoryIndex, log_mark, packed_entry
 from taximeter_streams.meter.folding import Folded, Received, examine_all, fold
 from taximeter_streams.meter.pricing import Pricing
 from taximeter_streams.meter.spending import spend_records
@@ -41,6 +43,10 @@ class Protocol:
     """On assignment the last batch is inserted again, unless this index knows that it succeeded."""
     repeats_last_spend: bool = True
     rebuilds_index: bool = True
+    forgets_what_was_read_ahead: bool = True
+    """What was read ahead goes with its partition."""
+    folds_ahead_as_if_marked: bool = True
+    """What is folded ahead knows of the batch in hand, which is not marked yet."""
 
 
 class Step(Enum):
@@ -108,10 +114,17 @@ class Worker:
     """Its session has ended and it does not know. It finds out where it looks at its clock."""
     unconfirmed: bool = False
     batch: Batch | None = None
+    ahead: Batch | None = None
+    """What comes behind the batch, read and folded while that is being inserted."""
 
     def lose(self) -> None:
         """Forget the partition and what is in hand."""
         self.position, self.batch, self.stale = None, None, False
+
+    def crash(self) -> None:
+        """Forget whatever was in memory."""
+        self.lose()
+        self.ahead = None
 
 
 class Cluster:
@@ -130,7 +143,7 @@ class Cluster:
         """The group gives the partition to this worker; whoever has it is stale from now on. The worker recovers."""
         for other in self.workers:
             other.stale = other.stale or (other is not worker and other.position is not None)
-        worker.lose()
+        self._lose(worker)
         known_to, stored = worker.index.known_to(KEY), self.warehouse.last_batch()
         if self.protocol.rebuilds_index:
             after = -1 if known_to is None else known_to
@@ -150,21 +163,48 @@ class Cluster:
             worker.position = self.committed
 
     def begin(self, worker: Worker, size: int) -> None:
-        """Take the next batch in hand, if there is any."""
-        position = worker.position
-        if position is None or worker.batch is not None or not self.log[position : position + size]:
+        """Take the next batch in hand, if there is any: the one that was read ahead, or else what comes next in the log."""
+        if worker.position is None or worker.batch is not None:
             return
+        ahead, worker.ahead = worker.ahead, None
+        if ahead is not None and ahead.first >= worker.position:
+            worker.batch = ahead
+        else:
+            worker.batch = self._taken(worker.position, size, worker.index)
+
+    def read_ahead(self, worker: Worker, size: int) -> None:
+        """Read and fold what comes behind the batch in hand."""
+        batch = worker.batch
+        if batch is None or batch.done is None or worker.ahead is not None:
+            return
+        counted = batch.folded.counted(MARK)
+        entries = [packed_entry(entry) for _, entry in counted]
+        marked = IndexAhead(worker.index, [identity for identity, _ in counted], entries)
+        index = marked if self.protocol.folds_ahead_as_if_marked else worker.index
+        worker.ahead = self._taken(batch.last + 1, size, index)
+
+    def hand_over(self, worker: Worker, successor: Worker) -> None:
+        """A rebalance while all is well: an insert that is under way is waited for and its batch finished, then they move."""
+        if not worker.stale and worker.batch is not None and worker.batch.done not in (None, Step.CHECK):
+            while worker.batch is not None:
+                self.advance(worker)
+        self._lose(worker)
+        self.assign(successor)
+
+    def _lose(self, worker: Worker) -> None:
+        worker.lose()
+        if self.protocol.forgets_what_was_read_ahead:
+            worker.ahead = None
+
+    def _taken(self, first: int, size: int, index: KnownIdentities) -> Batch | None:
+        payloads = self.log[first : first + size]
+        if not payloads:
+            return None
         arrived_at_ms = int(NOW.timestamp() * 1000)
-        payloads = self.log[position : position + size]
-        received = [Received(position + place, arrived_at_ms, payload) for place, payload in enumerate(payloads)]
+        received = [Received(first + place, arrived_at_ms, payload) for place, payload in enumerate(payloads)]
         rows = examine_all(received, SNAPSHOT.tenants)
-        identities = [row.identity for row in rows if row.disposition == "accepted"]
-        known = {
-            identity: found for identity, found in zip(identities, worker.index.find(identities), strict=True) if found
-        }
-        folded = fold(rows, known, MARK, Pricing(SNAPSHOT))
-        columns = dict(build_columns(folded, LOG_ID, PARTITION))
-        worker.batch = Batch(position, received[-1].offset, folded, columns)
+        folded = fold(rows, known_of(rows, index), MARK, Pricing(SNAPSHOT))
+        return Batch(first, received[-1].offset, folded, dict(build_columns(folded, LOG_ID, PARTITION)))
 
     def advance(self, worker: Worker, *, repeated: bool = False, cut: bool = False) -> None:
         """The next step of what is in hand. `repeated`: the insert's answer is lost, and it is tried again."""
@@ -176,7 +216,7 @@ class Cluster:
         match step:
             case Step.CHECK:
                 if worker.stale:
-                    worker.lose()
+                    self._lose(worker)
                     return
                 if not self.protocol.commits_after_insert:
                     self.committed = batch.last + 1
@@ -198,7 +238,7 @@ class Cluster:
 
     def _look(self, worker: Worker, batch: Batch) -> None:
         if worker.stale and self.protocol.looks_after_insert:
-            worker.lose()
+            self._lose(worker)
             return
         if worker.unconfirmed and self.protocol.confirms_first_insert:
             stored = self.warehouse.last_batch()

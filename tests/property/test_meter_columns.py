@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from taximeter_schemas import wire
 from taximeter_schemas.control_snapshot import ControlSnapshot
 from taximeter_schemas.spend import SpendRecord
+from taximeter_streams.meter.ahead import IndexAhead
 from taximeter_streams.meter.batch import Arrivals, Batch, Place, RowBatch, RowFolding
 from taximeter_streams.meter.column_batch import ColumnBatch, ColumnFolding
 from taximeter_streams.meter.dedupe import MemoryIndex
@@ -47,24 +48,34 @@ def assert_same(batches: Iterable[list[bytes]]) -> None:
     """Both ways fold the batches, one after the other on an index of their own, to the same effect."""
     by_rows, by_columns, place, prices = MemoryIndex(), MemoryIndex(), Place("log", 3), pricing()
     row_folding, column_folding, offset = RowFolding(), ColumnFolding(kernel()), 10
+    before: ColumnBatch | None = None
     for payloads in batches:
         arrivals = Arrivals(range(offset, offset + len(payloads)), [NOW_MS] * len(payloads), payloads)
         offset += len(payloads)
+        counted = before.counted() if before is not None else ([], [])
+        # Read ahead, it is folded while the batch before is not marked yet: to the same effect.
+        ahead = column_folding.fold(arrivals, place, IndexAhead(by_columns, *counted), prices)
+        if before is not None:
+            before.mark(by_columns)
         rows = row_folding.fold(arrivals, place, by_rows, prices)
         columns = column_folding.fold(arrivals, place, by_columns, prices)
         assert isinstance(rows, RowBatch)
         assert isinstance(columns, ColumnBatch)
-        assert stored(columns) == expected(rows)
+        assert isinstance(ahead, ColumnBatch)
+        assert stored(columns) == stored(ahead) == expected(rows)
         assert columns.counts() == rows.counts()
         assert columns.rejected == rows.rejected
         assert spend_of(columns) == spend_of(rows)
+        assert columns.counted() == rows.counted()
         rows.mark(by_rows)
-        columns.mark(by_columns)
+        before = columns
+    if before is not None:
+        before.mark(by_columns)
         assert vars(by_columns) == vars(by_rows)
 
 
 def stored(batch: ColumnBatch) -> dict[str, list[Any]]:
-    columns = read_block(batch.block)
+    columns = read_block(batch.encoded(0))
     columns.pop("inserted_at")
     return columns
 

@@ -60,6 +60,30 @@ class Metering(RuleBasedStateMachine):
         while worker.batch is not None:
             self.cluster.advance(worker)
 
+    @rule(which=WHICH, size=SIZES)
+    def read_ahead(self, which: int, size: int) -> None:
+        self.cluster.read_ahead(self.cluster.workers[which], size)
+
+    @rule(which=WHICH, sizes=st.lists(SIZES, min_size=2, max_size=4))
+    def write_and_read_ahead(self, which: int, sizes: list[int]) -> None:
+        """Each batch is read and folded while the one before is being inserted; one event comes again and again."""
+        worker, number = self.cluster.workers[which], len(self.cluster.log)
+        for size in sizes:
+            self.send_many(number, 1)
+            self.cluster.begin(worker, size)
+            self._advance_to(worker, Step.INSERT)
+            self.cluster.read_ahead(worker, size)
+            self._advance_to(worker, Step.COMMIT)
+
+    @rule(which=WHICH, sizes=st.tuples(SIZES, SIZES), stops=st.sampled_from(Step), back=st.booleans())
+    def rebalance(self, which: int, sizes: tuple[int, int], stops: Step, back: bool) -> None:
+        """The partition goes to the other worker, or comes back at once, while something was read ahead."""
+        worker = self.cluster.workers[which]
+        self.cluster.begin(worker, sizes[0])
+        self._advance_to(worker, stops)
+        self.cluster.read_ahead(worker, sizes[1])
+        self.cluster.hand_over(worker, worker if back else self.cluster.workers[1 - which])
+
     @rule(which=WHICH, sizes=st.tuples(SIZES, SIZES), stops=st.sampled_from(Step), meets=st.sampled_from(Step))
     def overtake(self, which: int, sizes: tuple[int, int], stops: Step, meets: Step) -> None:
         """A worker stands still after a step, the other takes over and gets as far as another; then the first goes on."""
@@ -86,7 +110,7 @@ class Metering(RuleBasedStateMachine):
     @rule(which=WHICH, loses_index=st.booleans())
     def crash(self, which: int, loses_index: bool) -> None:
         worker = self.cluster.workers[which]
-        worker.lose()
+        worker.crash()
         if loses_index:
             worker.index = type(worker.index)()
 
@@ -102,7 +126,7 @@ class Metering(RuleBasedStateMachine):
             self.cluster.advance(worker)
         if worker.batch is not None:
             self.cluster.advance(worker, cut=True)
-            worker.lose()
+            worker.crash()
 
     @rule(which=WHICH)
     def settle(self, which: int) -> None:
@@ -160,6 +184,8 @@ PLANTED: list[dict[str, Any]] = [
     {"repeats_last_batch": False},
     {"repeats_last_spend": False},
     {"rebuilds_index": False},
+    {"forgets_what_was_read_ahead": False},  # a batch of a partition that was lost is inserted when it comes back
+    {"folds_ahead_as_if_marked": False},
 ]
 
 

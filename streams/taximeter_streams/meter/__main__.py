@@ -9,8 +9,9 @@ from prometheus_client import REGISTRY
 
 from taximeter_producers.health import HealthServer
 from taximeter_producers.logs import configure_logging
+from taximeter_producers.tracing import Tracing, start_tracing
 from taximeter_streams.meter import metrics
-from taximeter_streams.meter.batch import RowFolding
+from taximeter_streams.meter.batch import Folding, RowFolding
 from taximeter_streams.meter.column_batch import ColumnFolding
 from taximeter_streams.meter.dedupe import RocksIndex
 from taximeter_streams.meter.kernel import Kernel, KernelError, load_kernel
@@ -44,13 +45,15 @@ def _work(settings: MeterSettings, starting: Starting) -> None:
     metrics.INDEX_ENTRIES.set_function(index.entries_estimated)
     metrics.INDEX_BYTES.set_function(lambda: metrics.folder_bytes(settings.state_dir / "meter" / "index"))
     control = starting.control(settings.kafka_bootstrap_servers)
+    tracing = start_tracing("meter", settings)
+    folding: Folding = ColumnFolding(kernel) if kernel else RowFolding()
     meter = Meter(
         settings,
         Warehouse(client, settings.log_id),
         index,
         Publisher(settings.kafka_bootstrap_servers),
         control,
-        ColumnFolding(kernel) if kernel else RowFolding(),
+        _traced(folding, tracing) if tracing else folding,
     )
     REGISTRY.register(meter.lag)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -62,6 +65,14 @@ def _work(settings: MeterSettings, starting: Starting) -> None:
         control.stop()
         index.close()
         client.close()
+        if tracing:
+            tracing.stop()
+
+
+def _traced(folding: Folding, tracing: Tracing) -> Folding:
+    from taximeter_streams.meter.tracing import TracedFolding
+
+    return TracedFolding(folding, tracing)
 
 
 def _kernel(settings: MeterSettings) -> Kernel | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from taximeter_schemas.spend import SpendRecord
 from taximeter_streams.meter.columns import build_columns
-from taximeter_streams.meter.dedupe import Counted, DedupeIndex, log_mark
+from taximeter_streams.meter.dedupe import Counted, DedupeIndex, KnownIdentities, log_mark, packed_entry
 from taximeter_streams.meter.folding import Examined, Folded, Received, examine_all, fold
 from taximeter_streams.meter.pricing import Pricing
 from taximeter_streams.meter.spending import spend_records
@@ -88,6 +88,10 @@ class Batch(Protocol):
         """Write it as one block under its token. Raises what Warehouse.insert raises; safe to repeat."""
         ...
 
+    def counted(self) -> tuple[list[bytes], list[bytes]]:
+        """The identities that it counts, and their entries as the index packs them."""
+        ...
+
     def mark(self, index: DedupeIndex) -> None:
         """Note what was counted, once the insert has succeeded."""
         ...
@@ -100,7 +104,7 @@ class Batch(Protocol):
 class Folding(Protocol):
     """Folds batches. Which identities were counted before is asked of the index."""
 
-    def fold(self, arrivals: Arrivals, place: Place, index: DedupeIndex, pricing: Pricing) -> Batch:
+    def fold(self, arrivals: Arrivals, place: Place, index: KnownIdentities, pricing: Pricing) -> Batch:
         """Decide every message; nothing is written."""
         ...
 
@@ -108,7 +112,7 @@ class Folding(Protocol):
 class RowFolding:
     """Folds row by row."""
 
-    def fold(self, arrivals: Arrivals, place: Place, index: DedupeIndex, pricing: Pricing) -> Batch:
+    def fold(self, arrivals: Arrivals, place: Place, index: KnownIdentities, pricing: Pricing) -> Batch:
         """See Folding."""
         rows = examine_all([arrivals.received(at) for at in range(len(arrivals))], pricing.snapshot.tenants)
         return RowBatch(fold(rows, known_of(rows, index), place.mark, pricing), place)
@@ -135,6 +139,11 @@ class RowBatch:
         """See Batch."""
         warehouse.insert(self.columns)
 
+    def counted(self) -> tuple[list[bytes], list[bytes]]:
+        """See Batch."""
+        counted = self._folded.counted(self._place.mark)
+        return [identity for identity, _ in counted], [packed_entry(entry) for _, entry in counted]
+
     def mark(self, index: DedupeIndex) -> None:
         """See Batch."""
         last = self._folded.rows[-1].message.offset
@@ -145,7 +154,7 @@ class RowBatch:
         return packed(spend_records(dict(self.columns), rated_at))
 
 
-def known_of(rows: Sequence[Examined], index: DedupeIndex) -> dict[bytes, Counted]:
+def known_of(rows: Sequence[Examined], index: KnownIdentities) -> dict[bytes, Counted]:
     """What the index knows of the accepted rows' identities."""
     identities = [row.identity for row in rows if row.disposition == "accepted"]
     return {identity: found for identity, found in zip(identities, index.find(identities), strict=True) if found}

@@ -167,8 +167,8 @@ class Rows:
         texts, numbers = _numbered([], [outcome[part] for outcome in self.outcomes])
         return np.array(numbers, np.uint32)[self.outcome_of], texts
 
-    def encoded(self, arrivals: Arrivals, place: Place, inserted_at_ms: int) -> bytes:
-        """The block of usage_log in Native format."""
+    def block(self, arrivals: Arrivals, place: Place) -> NativeBlock:
+        """The block of usage_log in Native format, but for `inserted_at`."""
         block, size = NativeBlock(self.size), self.size
         block.constant("log_id", place.log_id)
         block.numbers("partition", "UInt32", np.full(size, place.partition, np.uint32))
@@ -200,8 +200,12 @@ class Rows:
         block.numbers("metered_pico", "Int64", self.metered_pico)
         for name in ("identity", "body"):
             block.numbers(name, "FixedString(16)", self.column(name))
-        block.numbers("inserted_at", "DateTime64(3, 'UTC')", np.full(size, inserted_at_ms, np.int64))
-        return block.encoded
+        return block
+
+
+def inserted_at(rows: int, at_ms: int) -> tuple[str, str, bytes]:
+    """The column that says when a block was inserted: its name, its type and its data."""
+    return "inserted_at", "DateTime64(3, 'UTC')", np.full(rows, at_ms, np.int64).tobytes()
 
 
 def _numbered(texts: list[_T], more: Sequence[_T]) -> tuple[list[_T], list[int]]:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from taximeter_schemas.rejections import EVENT_AGE_SECONDS_MAX, EVENT_BYTES_MAX, EVENT_FUTURE_SECONDS_MAX
 from taximeter_streams.meter.batch import Arrivals, Batch, Place, known_of, packed
-from taximeter_streams.meter.block_rows import DISPOSITIONS, TOKENS, Rows
+from taximeter_streams.meter.block_rows import DISPOSITIONS, TOKENS, Rows, inserted_at
 from taximeter_streams.meter.block_spend import Range, Spent, block_spend
-from taximeter_streams.meter.dedupe import DedupeIndex
+from taximeter_streams.meter.dedupe import DedupeIndex, KnownIdentities
 from taximeter_streams.meter.folding import Examined, Folded, examine_all, fold
 from taximeter_streams.meter.kernel import Kernel
 from taximeter_streams.meter.pricing import Pricing
@@ -33,7 +33,7 @@ class ColumnFolding:
         self._kernel = kernel
         self._rating: tuple[Pricing, BlockRating] | None = None
 
-    def fold(self, arrivals: Arrivals, place: Place, index: DedupeIndex, pricing: Pricing) -> Batch:
+    def fold(self, arrivals: Arrivals, place: Place, index: KnownIdentities, pricing: Pricing) -> Batch:
         """See Folding."""
         rows = Rows(self._kernel, self._kernel.scan(arrivals.payloads))
         plain = rows.scanned.sure & _in_time(arrivals, rows.time_us) & _short(arrivals)
@@ -71,7 +71,8 @@ class ColumnBatch:
         self._careful = careful
         self._arrivals = arrivals
         self._place = place
-        self.block = rows.encoded(arrivals, place, int(datetime.now(UTC).timestamp() * 1000))
+        self._block = rows.block(arrivals, place)
+        self._counted: tuple[list[bytes], list[bytes]] | None = None
 
     @property
     def rejected(self) -> list[Examined]:
@@ -91,17 +92,30 @@ class ColumnBatch:
     def insert(self, warehouse: Warehouse) -> None:
         """See Batch."""
         arrivals = self._arrivals
-        warehouse.insert_native(self.block, self._place.partition, arrivals.first, len(arrivals))
+        now_ms = int(datetime.now(UTC).timestamp() * 1000)
+        warehouse.insert_native(self.encoded(now_ms), self._place.partition, arrivals.first, len(arrivals))
+
+    def encoded(self, inserted_at_ms: int) -> bytes:
+        """The block in Native format, with the moment of its insert."""
+        return self._block.encoded_with(*inserted_at(len(self._arrivals), inserted_at_ms))
 
     def mark(self, index: DedupeIndex) -> None:
         """See Batch."""
+        index.mark_packed(self._place.key, self._arrivals.last, *self.counted())
+
+    def counted(self) -> tuple[list[bytes], list[bytes]]:
+        """See Batch."""
+        if self._counted is None:
+            self._counted = self._counted_lists()
+        return self._counted
+
+    def _counted_lists(self) -> tuple[list[bytes], list[bytes]]:
         rows = self._rows
         counted = (rows.disposition == 1) | (rows.disposition == 2)
         entries = np.empty(int(counted.sum()), _ENTRY)
         entries["body"], entries["log"] = rows.column("body")[counted], np.frombuffer(self._place.mark, "V8")
         entries["offset"] = np.array(self._arrivals.offsets, np.int64)[counted]
-        identities = rows.identities[counted].tolist()
-        index.mark_packed(self._place.key, self._arrivals.last, identities, entries.view("V32").tolist())
+        return rows.identities[counted].tolist(), entries.view("V32").tolist()
 
     def spend(self, rated_at: datetime) -> list[tuple[str, bytes]]:
         """See Batch."""
@@ -168,7 +182,7 @@ def _repeated(identities: NDArray[np.void], plain: NDArray[np.bool_], others: Se
     return np.isin(words, twice) if len(twice) else np.zeros(len(words), np.bool_)
 
 
-def _counted(identities: NDArray[np.void], plain: NDArray[np.bool_], index: DedupeIndex) -> NDArray[np.bool_]:
+def _counted(identities: NDArray[np.void], plain: NDArray[np.bool_], index: KnownIdentities) -> NDArray[np.bool_]:
     """Which of the plain ones the index knows."""
     places = np.flatnonzero(plain)
     found = index.find(identities[plain].tolist())

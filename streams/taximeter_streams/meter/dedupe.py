@@ -12,6 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
 from rocksdict import (
     AccessType,
     BlockBasedOptions,
@@ -51,12 +52,26 @@ def log_mark(log_id: str, partition: int) -> bytes:
     return blake2b(f"{log_id}/{partition}".encode(), digest_size=8).digest()
 
 
-class DedupeIndex(Protocol):
-    """Where the counted identities are kept. A port with two implementations, which one contract suite drives."""
+def packed_entry(counted: Counted) -> bytes:
+    """An entry as the index holds it: body (16 bytes), log (8), offset (8, big-endian)."""
+    return _ENTRY.pack(*counted)
+
+
+def unpacked(entry: bytes) -> Counted:
+    """What `packed_entry` has packed."""
+    return Counted(*_ENTRY.unpack(entry))
+
+
+class KnownIdentities(Protocol):
+    """What a batch is folded against."""
 
     def find(self, identities: Sequence[bytes]) -> list[Counted | None]:
         """What is known of each identity, in order."""
         ...
+
+
+class DedupeIndex(KnownIdentities, Protocol):
+    """Where the counted identities are kept. A port with two implementations, which one contract suite drives."""
 
     def mark(self, partition_key: str, last_offset: int, counted: Iterable[tuple[bytes, Counted]]) -> None:
         """Remember identities, and that the partition is known up to that offset; all or nothing."""
@@ -65,7 +80,7 @@ class DedupeIndex(Protocol):
     def mark_packed(
         self, partition_key: str, last_offset: int, identities: Sequence[bytes], entries: Sequence[bytes]
     ) -> None:
-        """The same, with each entry packed already: body (16 bytes), log (8), offset (8, big-endian)."""
+        """The same, with each entry packed already, as `unpacked` reads it."""
         ...
 
     def known_to(self, partition_key: str) -> int | None:
@@ -97,8 +112,7 @@ class MemoryIndex:
         self, partition_key: str, last_offset: int, identities: Sequence[bytes], entries: Sequence[bytes]
     ) -> None:
         """See DedupeIndex."""
-        unpacked = (Counted(*_ENTRY.unpack(entry)) for entry in entries)
-        self.mark(partition_key, last_offset, zip(identities, unpacked, strict=True))
+        self.mark(partition_key, last_offset, zip(identities, map(unpacked, entries), strict=True))
 
     def known_to(self, partition_key: str) -> int | None:
         """See DedupeIndex."""
@@ -154,7 +168,7 @@ class RocksIndex:
     def mark(self, partition_key: str, last_offset: int, counted: Iterable[tuple[bytes, Counted]]) -> None:
         """See DedupeIndex."""
         marked = list(counted)
-        entries = [_ENTRY.pack(entry.body, entry.log, entry.offset) for _, entry in marked]
+        entries = [packed_entry(entry) for _, entry in marked]
         self.mark_packed(partition_key, last_offset, [identity for identity, _ in marked], entries)
 
     def mark_packed(
@@ -165,8 +179,10 @@ class RocksIndex:
         put = batch.put
         if self._front:
             self._front.note(identities)
-        for identity, entry in zip(identities, entries, strict=True):
-            put(b"i" + identity, entry)
+        # In the order of the keys: next to the last one the memtable finds the next one's place in a third of the time.
+        words = np.frombuffer(b"".join(identities), ">u8")[::2]
+        for at in words.astype(np.uint64).argsort().tolist():
+            put(b"i" + identities[at], entries[at])
         put(b"p" + partition_key.encode(), last_offset.to_bytes(8, "big"))
         self._db.write(batch)
 
@@ -188,7 +204,7 @@ class RocksIndex:
         values: list[bytes | None] = (
             self._db.get([b"i" + identity for identity in identities]) if identities else []  # type: ignore[assignment]
         )
-        return [None if value is None else Counted(*_ENTRY.unpack(value)) for value in values]
+        return [None if value is None else unpacked(value) for value in values]
 
     def _walk(self) -> Iterator[bytes]:
         keys: Iterator[bytes] = self._db.keys(from_key=b"i")  # type: ignore[assignment]

@@ -34,10 +34,10 @@ class NativeBlock:
         self._columns: list[bytes] = []
         self._count = 0
 
-    @property
-    def encoded(self) -> bytes:
-        """The whole block."""
-        return b"".join([leb128(self._count), leb128(self.rows), *self._columns])
+    def encoded_with(self, name: str, kind: str, data: bytes) -> bytes:
+        """The whole block, with one column more."""
+        header = leb128(self._count + 1), leb128(self.rows)
+        return b"".join([*header, *self._columns, text(name), text(kind), data])
 
     def add(self, name: str, kind: str, *data: bytes) -> None:
         """A column whose data are ready."""

@@ -5,10 +5,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from taximeter_schemas.settings import LogSettings, WarehouseSettings
+from taximeter_schemas.settings import LogSettings, TraceSettings, WarehouseSettings
 
 
-class MeterSettings(LogSettings, WarehouseSettings):
+class MeterSettings(LogSettings, WarehouseSettings, TraceSettings):
     """Limits and addresses of one meter worker."""
 
     host: str = Field("127.0.0.1", description="Address that health and metrics listen on")
