@@ -4,7 +4,7 @@
 
 vLLM's own application is called in process, so that no HTTP client shares the thread. Blocks of requests run with the plugin
 (`on`), without it (`off`), and without it once more (`off2`), in random order within each round; signatures are made before the
-clock starts, events go to librdkafka's broker in this process, and objects of the start are out of the garbage collector's
+clock starts, events go to librdkafka's broker for tests, and objects of the start are out of the garbage collector's
 sight, as in vLLM's server. `off2 - off` is the control: what two equal things differ by here. `quiet` is the plugin with its
 sending thread asleep: what the event loop itself does; `on - quiet` is what that thread costs it. Intervals are by bootstrap
 over rounds, 95%. The clock is the main thread's CPU time: that others use the machine makes it longer, but on and off alike.
@@ -16,9 +16,12 @@ import gc
 import json
 import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
@@ -34,6 +37,13 @@ SECRET = "a forwarding secret for the benchmark"
 VARIANTS = ("on", "quiet", "off", "off2")
 COMPARED = (("plugin", "on", "off"), ("event loop", "quiet", "off"), ("control", "off2", "off"))
 BOOTSTRAPS = 2_000
+_MOCK_BROKER = """
+from confluent_kafka.admin import AdminClient
+client = AdminClient({"test.mock.num.brokers": "1", "log_level": 0})
+(broker,) = client.list_topics(timeout=30).brokers.values()
+print(f"{broker.host}:{broker.port}", flush=True)
+input()
+"""
 WARMING_ROUNDS = 2
 Message = MutableMapping[str, Any]
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
@@ -136,13 +146,22 @@ def main() -> None:
     os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", HF_HUB_OFFLINE="1")
     os.environ.update(VLLM_NO_USAGE_STATS="1", OMP_NUM_THREADS="1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, mock_broker() as options.broker:
         asyncio.run(measure(options, Path(folder)))
+
+
+@contextmanager
+def mock_broker() -> Iterator[str]:
+    """The address of librdkafka's broker for tests, in a process of its own."""
+    command = (sys.executable, "-c", _MOCK_BROKER)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.terminate()
 
 
 async def measure(options: argparse.Namespace, folder: Path) -> None:
     """Start the engine, then measure each load."""
-    from confluent_kafka.admin import AdminClient
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
     from vllm.entrypoints.launchers.app import build_app
@@ -153,10 +172,8 @@ async def measure(options: argparse.Namespace, folder: Path) -> None:
         ["--model", str(options.model), "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager",
          "--max-model-len", "2048", "--disable-uvicorn-access-log"]
     )  # fmt: skip
-    mock = AdminClient({"test.mock.num.brokers": "1", "log_level": 0})
-    (broker,) = (await asyncio.to_thread(mock.list_topics, timeout=30)).brokers.values()
     settings = WorkerSettings(
-        kafka_bootstrap_servers=f"{broker.host}:{broker.port}",
+        kafka_bootstrap_servers=options.broker,
         worker_id="overhead",
         forwarding_secret=SECRET,
         salt_secret="a salt secret for the benchmark",

@@ -16,7 +16,7 @@ from taximeter_inference.vllm.incidents import Report
 from taximeter_inference.vllm.kv_source import AllBlocksCleared, BlockRemoved, BlockStored, KvBatch, Lost, as_bytes
 from taximeter_inference.vllm.metrics import INCIDENTS
 from taximeter_inference.vllm.tags import untagged
-from taximeter_inference.vllm.usage import billed_sequences, count
+from taximeter_inference.vllm.usage import billed_sequences
 from taximeter_schemas.events import Attribution
 
 JOIN_SECONDS_MAX = 2.0
@@ -59,7 +59,7 @@ class BlockJoin:
         if len(billed) > 1:
             # An event has one prefix; several prompts keep their counts.
             return self._done(part, COUNTS_ONLY)
-        session, counted = billed[0].state.request_id, count(billed[0])
+        session, counted = billed[0].request_id, billed[0]
         blocks = counted.prompt // self._block_size if self._block_size else 0
         if not self._block_size or len(self._table.chain(session)) < blocks:
             began = self._asked.setdefault(part.number, time.monotonic())
@@ -81,7 +81,7 @@ class BlockJoin:
     def _done(self, part: Part, report: BlockReport) -> BlockReport:
         self._asked.pop(part.number, None)
         for closed in part.sequences:
-            self._table.forget(closed.state.request_id)
+            self._table.forget(closed.request_id)
         return report
 
     def _take_in(self) -> None:

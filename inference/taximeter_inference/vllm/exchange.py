@@ -5,24 +5,77 @@ that it becomes, is the sink thread's work.
 """
 
 from contextvars import ContextVar
+from typing import NamedTuple
 
 from taximeter_inference.forwarding import Forwarded
 from taximeter_inference.vllm.engine_types import SequenceState
 
 CURRENT: ContextVar["Exchange | None"] = ContextVar("taximeter_exchange", default=None)
 """The exchange that whatever runs now belongs to; tasks that it starts inherit it."""
+ABORTED, FAILED, FINISHED = "abort", "error", "stop"
 METERED_ELSEWHERE = -1
 """The number of a request whose gateway sends its event: the worker sends none, so its own numbers leave it out."""
 
 
-class ClosedSequence:
-    """A sequence that has left the engine. `reason` is vLLM's finish reason in words."""
+class ClosedSequence(NamedTuple):
+    """A sequence that has left the engine: what its event needs, so that the engine's own objects can go at once.
 
-    __slots__ = ("reason", "state")
+    `prompt_id` is shared by the answers to one prompt; `reason` is vLLM's finish reason in words. Tokens are as the engine's
+    own counters have them. Times are monotonic seconds, 0.0 for what never came; `first_token_seconds` is since its arrival.
+    """
 
-    def __init__(self, state: SequenceState, reason: str = "") -> None:
-        self.state = state
-        self.reason = reason
+    request_id: str
+    prompt_id: str
+    ordinal: int
+    lora_name: str | None
+    reason: str
+    prompt: int
+    cached: int
+    output: int
+    preemptions: int
+    queued_at: float
+    scheduled_at: float
+    first_token_at: float
+    last_token_at: float
+    first_token_seconds: float
+
+
+def closed_sequence(state: SequenceState, reason: str) -> ClosedSequence:
+    """A sequence that ended for that reason just now."""
+    stats, parent = state.stats, state.parent_req
+    output = stats.num_generation_tokens if stats is not None else _detokenized(state)
+    prompt = cached = 0
+    # The engine counts a prompt with its first output. An aborted or failed sequence may have ended before.
+    if not (state.is_prefilling or (output == 0 and reason in (ABORTED, FAILED))):
+        prompt, cached = state.prompt_len, state.num_cached_tokens
+    else:
+        output = 0
+    if stats is None:
+        times = (0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    else:
+        times = (
+            stats.num_preemptions,
+            stats.queued_ts,
+            stats.scheduled_ts,
+            stats.first_token_ts,
+            stats.last_token_ts,
+            stats.first_token_latency,
+        )
+    return ClosedSequence(
+        state.request_id,
+        parent.request_id if parent is not None else state.request_id,
+        state.request_index,
+        state.lora_name,
+        reason,
+        prompt,
+        cached if cached < prompt else prompt,
+        output,
+        *times,
+    )
+
+
+def _detokenized(state: SequenceState) -> int:
+    return state.detokenizer.num_output_tokens() if state.detokenizer is not None else 0
 
 
 class Exchange:

@@ -9,12 +9,20 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from taximeter_inference.vllm.engine_types import EngineRequest, SequenceState
-from taximeter_inference.vllm.exchange import CURRENT, METERED_ELSEWHERE, ClosedSequence, Exchange, Part
+from taximeter_inference.vllm.exchange import (
+    ABORTED,
+    CURRENT,
+    FAILED,
+    FINISHED,
+    METERED_ELSEWHERE,
+    Exchange,
+    Part,
+    closed_sequence,
+)
 
 Prepare = Callable[[EngineRequest, Exchange], None]
 """Checks a request and sets what only the worker may set, before it enters the engine."""
 
-ABORTED, FAILED, FINISHED = "abort", "error", "stop"
 _HOOKED = ("add_request", "abort_requests", "_finish_request", "_update_stats_from_finished", "propagate_error")
 
 
@@ -29,7 +37,7 @@ class EngineHooks:
         self._begin = begin
         self.leave = leave
         self._owners: dict[str, tuple[Exchange, SequenceState]] = {}
-        self._unreasoned: dict[str, tuple[Exchange, ClosedSequence]] = {}
+        self._unreasoned: dict[str, tuple[Exchange, SequenceState]] = {}
         self._processor: Any = None
 
     def running(self) -> list[SequenceState]:
@@ -105,17 +113,14 @@ class EngineHooks:
     def _close(self, identity: str) -> None:
         owner = self._owners.pop(identity, None)
         if owner is not None:
-            exchange, state = owner
-            closed = ClosedSequence(state)
-            exchange.closed.append(closed)
-            self._unreasoned[identity] = (exchange, closed)
+            self._unreasoned[identity] = owner
 
     def _reason(self, identity: str, reason: str) -> None:
         """Why a sequence ended, told just after it was closed, in the same turn of the event loop."""
-        entry = self._unreasoned.pop(identity, None)
-        if entry is not None:
-            exchange, closed = entry
-            closed.reason = reason
+        owner = self._unreasoned.pop(identity, None)
+        if owner is not None:
+            exchange, state = owner
+            exchange.closed.append(closed_sequence(state, reason))
             exchange.open -= 1
             if exchange.over and exchange.open == 0:
                 self._hand_on(exchange)

@@ -20,7 +20,7 @@ from taximeter_inference.vllm.engine_types import SequenceState
 from taximeter_inference.vllm.exchange import METERED_ELSEWHERE, Part
 from taximeter_inference.vllm.journal import Journal
 from taximeter_inference.vllm.metrics import BUSY_SECONDS, EVENTS
-from taximeter_inference.vllm.usage import Origin, build_event, count
+from taximeter_inference.vllm.usage import Origin, build_event
 from taximeter_producers import Safe, SpoolFullError, UsageProducer
 from taximeter_schemas.wire import UsageEvent
 
@@ -34,7 +34,7 @@ Blocks = Callable[[Part, bool], BlockReport | None]
 
 def counts_only(part: Part, _time_is_up: bool) -> BlockReport:
     """What is known without KV events."""
-    return COUNTS_ONLY if any(count(closed).cached for closed in part.sequences) else NOTHING_KNOWN
+    return COUNTS_ONLY if any(closed.cached for closed in part.sequences) else NOTHING_KNOWN
 
 
 class EventSink:
@@ -141,10 +141,10 @@ class EventSink:
             parts.append(self._parts.popleft())
         running = [stats for state in self._running() if (stats := state.stats) is not None]
         ended = [
-            (stats.last_token_ts, place, stats.scheduled_ts)
+            (closed.last_token_at, place, closed.scheduled_at)
             for place, part in enumerate(parts)
             for closed in part.sequences
-            if (stats := closed.state.stats) is not None and 0.0 < stats.scheduled_ts < stats.last_token_ts
+            if 0.0 < closed.scheduled_at < closed.last_token_at
         ]
         ended.sort()
         starts = [stats.scheduled_ts for stats in running if stats.scheduled_ts > 0.0]

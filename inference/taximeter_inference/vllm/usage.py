@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from taximeter_inference.vllm.blocks import BlockReport
-from taximeter_inference.vllm.engine_types import SequenceState
 from taximeter_inference.vllm.exchange import ClosedSequence, Part
 from taximeter_inference.vllm.tags import OPERATIONS, is_named, root_of, untagged
 from taximeter_schemas.events import TOKENS_MAX, Operation, Outcome
@@ -33,25 +32,6 @@ class Origin:
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceCount:
-    """What the engine counted for one sequence."""
-
-    prompt: int = 0
-    cached: int = 0
-    output: int = 0
-
-
-def count(closed: ClosedSequence) -> SequenceCount:
-    """A sequence's tokens, as the engine's own counters have them."""
-    state = closed.state
-    output = state.stats.num_generation_tokens if state.stats is not None else _detokenized(state)
-    # The engine counts a prompt with its first output. An aborted or failed sequence may have ended before.
-    if state.is_prefilling or (output == 0 and closed.reason in ("abort", "error")):
-        return SequenceCount()
-    return SequenceCount(state.prompt_len, min(state.num_cached_tokens, state.prompt_len), output)
-
-
 def build_event(
     part: Part, origin: Origin, gpu_seconds: float, blocks: BlockReport, now: datetime, monotonic_now: float
 ) -> UsageEvent:
@@ -61,8 +41,7 @@ def build_event(
     identity = tags.request_id if named else f"{origin.boot}:{part.number}"
     if part.ordinal:
         identity = f"{identity}/{part.ordinal}"
-    counts = [count(closed) for closed in part.sequences]
-    billed = _billed(part.sequences, counts)
+    billed = billed_sequences(part.sequences)
     operation = tags.operation if tags.operation is not Operation.OTHER else OPERATIONS.get(part.path, Operation.OTHER)
     return UsageEvent(
         id=identity,
@@ -73,8 +52,8 @@ def build_event(
             tenant=tags.tenant,
             feature=tags.feature,
             model=as_tag(origin.model),
-            adapter=next((as_tag(c.state.lora_name) for c in part.sequences if c.state.lora_name), None),
-            tokens=_tokens(counts, billed),
+            adapter=next((as_tag(closed.lora_name) for closed in part.sequences if closed.lora_name), None),
+            tokens=_tokens(part, billed),
             operation=operation,
             request_id=identity,
             root_request_id=root_of(tags) or identity,
@@ -92,7 +71,7 @@ def build_event(
             worker=Worker(id=origin.boot, sequence=part.number, gpu_seconds=round(gpu_seconds, 9)),
             service_tier=tags.service_tier,
             lease_id=tags.lease_id,
-            attributes=_attributes(part, counts, billed, tags.attributes, blocks.attributes),
+            attributes=_attributes(part, billed, tags.attributes, blocks.attributes),
         ),
     )
 
@@ -109,31 +88,22 @@ def as_tag(name: str) -> str:
 
 def billed_sequences(sequences: Sequence[ClosedSequence]) -> list[ClosedSequence]:
     """One sequence of each prompt: the first of its answers that the engine counted a prompt for."""
-    counts = [count(closed) for closed in sequences]
-    return [sequences[index] for index in sorted(_billed(sequences, counts))]
-
-
-def _billed(sequences: Sequence[ClosedSequence], counts: Sequence[SequenceCount]) -> set[int]:
-    """The places of the sequences whose prompts are billed."""
-    first: dict[str, int] = {}
-    for index in sorted(range(len(sequences)), key=lambda place: sequences[place].state.request_index):
-        state = sequences[index].state
-        prompt = state.parent_req.request_id if state.parent_req is not None else state.request_id
-        if counts[index].prompt:
-            first.setdefault(prompt, index)
-    return set(first.values())
+    first: dict[str, ClosedSequence] = {}
+    for closed in sorted(sequences, key=lambda closed: closed.ordinal):
+        if closed.prompt:
+            first.setdefault(closed.prompt_id, closed)
+    return list(first.values())
 
 
 def _began(part: Part, now: datetime, monotonic_now: float) -> datetime:
-    stats = [closed.state.stats for closed in part.sequences if closed.state.stats is not None]
-    began = min((one.scheduled_ts for one in stats if one.scheduled_ts > 0.0), default=monotonic_now)
+    began = min((one.scheduled_at for one in part.sequences if one.scheduled_at > 0.0), default=monotonic_now)
     return now - timedelta(seconds=max(0.0, monotonic_now - began))
 
 
-def _tokens(counts: Sequence[SequenceCount], billed: set[int]) -> Tokens:
-    prompt = sum(counts[index].prompt for index in billed)
-    cached = sum(counts[index].cached for index in billed)
-    output = sum(one.output for one in counts)
+def _tokens(part: Part, billed: Sequence[ClosedSequence]) -> Tokens:
+    prompt = sum(closed.prompt for closed in billed)
+    cached = sum(closed.cached for closed in billed)
+    output = sum(closed.output for closed in part.sequences)
     return Tokens(
         uncached_input=min(prompt - cached, TOKENS_MAX),
         cache_read=CacheRead(gpu=min(cached, TOKENS_MAX)),
@@ -149,9 +119,9 @@ def _outcome(part: Part) -> Outcome:
 
 
 def _timing(part: Part) -> Timing:
-    stats = [closed.state.stats for closed in part.sequences if closed.state.stats is not None]
-    queued = [one.scheduled_ts - one.queued_ts for one in stats if one.scheduled_ts > 0.0 and one.queued_ts > 0.0]
-    first = [one.first_token_latency for one in stats if one.first_token_ts > 0.0]
+    found = part.sequences
+    queued = [one.scheduled_at - one.queued_at for one in found if one.scheduled_at > 0.0 and one.queued_at > 0.0]
+    first = [one.first_token_seconds for one in found if one.first_token_at > 0.0]
     return Timing(
         queue_ms=_milliseconds(max(queued)) if queued else None,
         ttft_ms=_milliseconds(min(first)) if first else None,
@@ -161,22 +131,21 @@ def _timing(part: Part) -> Timing:
 
 def _attributes(
     part: Part,
-    counts: Sequence[SequenceCount],
-    billed: set[int],
+    billed: Sequence[ClosedSequence],
     given: Mapping[str, str],
     cache: Mapping[str, str],
 ) -> dict[str, str]:
-    stats = [closed.state.stats for closed in part.sequences if closed.state.stats is not None]
-    decode = [one.last_token_ts - one.first_token_ts for one in stats if one.first_token_ts > 0.0]
-    preemptions = sum(one.num_preemptions for one in stats)
-    engine = {"engine.requests": _joined([closed.state.request_id for closed in part.sequences])}
+    found = part.sequences
+    decode = [one.last_token_at - one.first_token_at for one in found if one.first_token_at > 0.0]
+    preemptions = sum(one.preemptions for one in found)
+    engine = {"engine.requests": _joined([one.request_id for one in found])}
     if decode:
         engine["engine.decode_ms"] = str(round(_milliseconds(max(decode)), 3))
     if preemptions:
         engine["engine.preemptions"] = str(preemptions)
-    if len(billed) != sum(1 for one in counts if one.prompt):
-        engine["engine.prompt_tokens"] = str(sum(one.prompt for one in counts))
-        engine["engine.cached_tokens"] = str(sum(one.cached for one in counts))
+    if len(billed) != sum(1 for one in found if one.prompt):
+        engine["engine.prompt_tokens"] = str(sum(one.prompt for one in found))
+        engine["engine.cached_tokens"] = str(sum(one.cached for one in found))
     engine |= cache
     room = ATTRIBUTES_MAX - len(engine)
     return {**dict(list(given.items())[:room]), **engine}
@@ -195,7 +164,3 @@ def _joined(names: Sequence[str]) -> str:
 
 def _milliseconds(seconds: float) -> float:
     return min(max(0.0, seconds * 1_000), _MILLISECONDS_MAX)
-
-
-def _detokenized(state: SequenceState) -> int:
-    return state.detokenizer.num_output_tokens() if state.detokenizer is not None else 0
