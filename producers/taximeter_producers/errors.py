@@ -13,6 +13,7 @@ ProducerError
 │   └── UsageSumError      its counts contradict each other
 ├── CallError              a call that LiteLLM reports cannot become a usage event
 ├── SpanError              spans cannot be read, or one of them cannot become a usage event
+├── TracingError           traces were asked for, and OpenTelemetry is not installed
 ├── TopicsError            a topic cannot be created, or has another shape
 └── ControlError           the control topic cannot be read or written
 """
@@ -68,6 +69,10 @@ class CallError(ProducerError, ValueError):
 
 class SpanError(ProducerError, ValueError):
     """Spans cannot be read, or one of them cannot become a usage event."""
+
+
+class TracingError(ProducerError):
+    """Traces were asked for, and OpenTelemetry is not installed."""
 
 
 class TopicsError(ProducerError):

@@ -24,6 +24,7 @@ from taximeter_producers.courier import Courier, CourierState, Parcel, Safe
 from taximeter_producers.errors import InvalidEventError, ProducerClosedError, ProducerIdError
 from taximeter_producers.frames import SpoolRecord
 from taximeter_producers.spool import Spool
+from taximeter_producers.tracing import with_traceparent
 from taximeter_schemas import UsageEvent, wire
 from taximeter_schemas.rejections import EVENT_BYTES_MAX
 from taximeter_schemas.topics import USAGE_EVENTS
@@ -67,27 +68,31 @@ class UsageProducer:
         self._process = os.getpid()
         atexit.register(self.close)
 
-    def emit(self, event: UsageEvent | wire.UsageEvent | Mapping[str, object]) -> None:
+    def emit(self, event: UsageEvent | wire.UsageEvent | Mapping[str, object], *, traceparent: str = "") -> None:
         """Take an event: the model, its hot-path twin, or its JSON as a mapping. Never waits for the network.
 
-        Returns at once; `flush` and `close` say when it is safe.
+        Returns at once; `flush` and `close` say when it is safe. With a `traceparent` the meter's spans join that trace.
         Raises InvalidEventError, SpoolFullError (nowhere to put it) or ProducerClosedError; then it was not taken.
         """
-        self._take(event, None)
+        self._take(event, None, traceparent)
 
-    def submit(self, event: UsageEvent | wire.UsageEvent | Mapping[str, object]) -> Future[Safe]:
+    def submit(
+        self, event: UsageEvent | wire.UsageEvent | Mapping[str, object], *, traceparent: str = ""
+    ) -> Future[Safe]:
         """Like `emit`, with a future that is done once the event is safe: on the broker, or fsync'd in the spool.
 
         The future fails with SpoolError when the disk refuses, UndeliverableError when the broker does for good.
         """
         safe: Future[Safe] = Future()
         safe.set_running_or_notify_cancel()  # What is under way cannot be called back.
-        self._take(event, safe)
+        self._take(event, safe, traceparent)
         return safe
 
-    async def emit_async(self, event: UsageEvent | wire.UsageEvent | Mapping[str, object]) -> Safe:
+    async def emit_async(
+        self, event: UsageEvent | wire.UsageEvent | Mapping[str, object], *, traceparent: str = ""
+    ) -> Safe:
         """Take an event and return once it is safe. Raises what `emit` raises, SpoolError and UndeliverableError."""
-        return await asyncio.wrap_future(self.submit(event))
+        return await asyncio.wrap_future(self.submit(event, traceparent=traceparent))
 
     def flush(self, timeout_seconds: float = DELIVERY_SECONDS_MAX) -> int:
         """Wait until every event taken is on the broker or in the spool. Returns how many are neither."""
@@ -125,7 +130,12 @@ class UsageProducer:
     ) -> None:
         await asyncio.to_thread(self.close)
 
-    def _take(self, event: UsageEvent | wire.UsageEvent | Mapping[str, object], safe: Future[Safe] | None) -> None:
+    def _take(
+        self,
+        event: UsageEvent | wire.UsageEvent | Mapping[str, object],
+        safe: Future[Safe] | None,
+        traceparent: str,
+    ) -> None:
         known = checked(event)
         with self._numbering:
             if self._closed:
@@ -133,7 +143,10 @@ class UsageProducer:
             if os.getpid() != self._process:
                 raise ProducerClosedError("the producer belongs to the process that made it; make one after the fork")
             stamped = known if known.data.worker else self._stamped(known)
-            self._courier.take(Parcel(SpoolRecord(known.id.encode(), encode_checked(stamped)), safe))
+            payload = encode_checked(stamped)
+            if traceparent:
+                payload = with_traceparent(payload, traceparent)
+            self._courier.take(Parcel(SpoolRecord(known.id.encode(), payload), safe))
             # Only now: a refused event leaves no gap.
             self._sequence += stamped is not known
 

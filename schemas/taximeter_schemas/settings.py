@@ -29,3 +29,16 @@ class WarehouseSettings(BaseSettings):
         "http://default:@127.0.0.1:8123/taximeter",
         description="ClickHouse over HTTP: http://user:password@host:port/database",
     )
+
+
+class TraceSettings(BaseSettings):
+    """Whether a service sends traces of its own, by OpenTelemetry."""
+
+    model_config = SettingsConfigDict(env_prefix="TAXIMETER_", frozen=True, extra="ignore")
+
+    traces_endpoint: str = Field(
+        "", description="OTLP/HTTP address that traces go to, such as http://127.0.0.1:4318/v1/traces; empty for none"
+    )
+    traces_ratio: float = Field(
+        1.0, ge=0, le=1, description="Share of requests that is traced, where their caller has not decided"
+    )

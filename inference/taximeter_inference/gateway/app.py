@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -47,9 +47,13 @@ from taximeter_inference.gateway.upstream import Upstream
 from taximeter_inference.gateway.waiting import WaitingRoom
 from taximeter_producers import UsageProducer
 from taximeter_producers.control import ControlFollower
+from taximeter_producers.tracing import start_tracing
 from taximeter_schemas.budgets import Budget, BudgetPosition, BudgetState, LeaseGrant
 from taximeter_schemas.control_snapshot import ControlSnapshot
 from taximeter_schemas.events import Operation
+
+if TYPE_CHECKING:
+    from taximeter_inference.gateway.tracing import RequestTrace
 
 START_SECONDS_MAX = 60.0
 DECLARED_SECONDS = 0.05
@@ -64,6 +68,7 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
+        self._tracing = start_tracing("gateway", settings)
         self._boot = secrets.token_hex(4)
         self._numbers = itertools.count(1)
         self._source = f"taximeter-gateway/{settings.gateway_id}"
@@ -141,6 +146,8 @@ class Gateway:
         await asyncio.to_thread(self._lease_log.stop)
         await asyncio.to_thread(self._control.stop)
         await self._upstream.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.stop)
 
     def _have_lives_settled(self, producer: UsageProducer) -> bool:
         """Whether every event that an earlier life of this gateway left on disk is in the log."""
@@ -177,7 +184,7 @@ class Gateway:
     async def answer(self, request: Request, reply: Reply) -> None:
         """Answer one HTTP request."""
         began, operation = time.perf_counter(), OPERATIONS.get(request.path)
-        code = ""
+        code, trace = "", self._begin_trace(operation, request)
         metrics.UNDER_WAY.inc()
         try:
             if operation is None:
@@ -185,7 +192,7 @@ class Gateway:
             elif request.method != "POST":
                 raise MethodNotAllowedError(f"{request.path} takes POST")
             else:
-                status = await self._serve(operation, request, reply)
+                status = await self._serve(operation, request, reply, trace)
         except GatewayError as error:
             status = error.upstream_status if isinstance(error, UpstreamRefusedError) else error.status
             code = error.code
@@ -194,9 +201,18 @@ class Gateway:
             status = 499
         finally:
             metrics.UNDER_WAY.dec()
+        if trace is not None:
+            trace.end(status, code)
         metrics.observe(operation, status, code, time.perf_counter() - began)
 
-    async def _serve(self, operation: Operation, request: Request, reply: Reply) -> int:
+    def _begin_trace(self, operation: Operation | None, request: Request) -> "RequestTrace | None":
+        if self._tracing is None or operation is None:
+            return None
+        from taximeter_inference.gateway.tracing import RequestTrace
+
+        return RequestTrace(self._tracing, request)
+
+    async def _serve(self, operation: Operation, request: Request, reply: Reply, trace: "RequestTrace | None") -> int:
         if self._stopping or not self._sink.has_room:
             raise StoppingError("this gateway cannot meter requests now" if not self._stopping else "")
         caller = authenticate(_authorization(request.headers), self._control.snapshot())
@@ -211,7 +227,7 @@ class Gateway:
         leave = partial(_cancel, task)
         request.gone.add_done_callback(leave)
         try:
-            return await self._attempt(caller, tags, body, operation, request, reply)
+            return await self._attempt(caller, tags, body, operation, request, reply, trace)
         except asyncio.CancelledError:
             if not request.gone.done():
                 raise
@@ -228,6 +244,7 @@ class Gateway:
         operation: Operation,
         request: Request,
         reply: Reply,
+        trace: "RequestTrace | None",
     ) -> int:
         """Dispatch, and dispatch again when the model server fails: each attempt is admitted, counted and settled by itself."""
         root = tags.root_request_id
@@ -249,7 +266,8 @@ class Gateway:
             root = root or facts.request_id
             is_last = number == self._settings.gateway_retries
             try:
-                return await Exchange(self._parts, facts, admitted, request, is_last).run(reply)
+                attempt = trace.attempt(facts) if trace is not None else None
+                return await Exchange(self._parts, facts, admitted, request, is_last, attempt).run(reply)
             except (UpstreamFailedError, UpstreamUnreachableError, UpstreamTimeoutError):
                 if is_last:
                     raise

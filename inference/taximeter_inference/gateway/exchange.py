@@ -5,6 +5,7 @@ import contextlib
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -31,6 +32,9 @@ from taximeter_inference.gateway.upstream import Response, Upstream
 from taximeter_inference.gateway.usage import UpstreamUsage
 from taximeter_schemas.events import Operation, Outcome
 from taximeter_schemas.wire import UsageEvent
+
+if TYPE_CHECKING:
+    from taximeter_inference.gateway.tracing import AttemptTrace
 
 COUNT_SECONDS_MAX = 2.0
 """How long an answer without usage may take to be counted."""
@@ -81,7 +85,15 @@ class Parts:
 class Exchange:
     """A request that was admitted. `run` is called once, in a task that is cancelled when the client leaves."""
 
-    def __init__(self, parts: Parts, facts: RequestFacts, admitted: Admitted, request: Request, is_last: bool) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        facts: RequestFacts,
+        admitted: Admitted,
+        request: Request,
+        is_last: bool,
+        trace: "AttemptTrace | None" = None,
+    ) -> None:
         """`is_last` says that no other attempt follows, so a failure of the model server goes to the client."""
         self._parts = parts
         self._facts = facts
@@ -89,6 +101,7 @@ class Exchange:
         self._admitted = admitted
         self._request = request
         self._is_last = is_last
+        self._trace = trace
         self._lease_over = False
         self._began = time.perf_counter()
         self._ttft_ms: float | None = None
@@ -118,6 +131,8 @@ class Exchange:
             raise
         finally:
             self._settle(0)
+            if self._trace is not None:
+                self._trace.end()
 
     async def _dispatch(self, reply: Reply) -> int:
         payload = upstream_body(
@@ -139,6 +154,8 @@ class Exchange:
     def _forwarded(self) -> dict[str, str]:
         """The headers that go upstream: the request's id, and for a worker that meters all that it must know."""
         headers, facts = {"X-Request-Id": self._facts.request_id}, self._facts
+        if self._trace is not None:
+            headers["traceparent"] = self._trace.traceparent
         secret = self._parts.forwarding_secret
         if secret is None:
             return headers
@@ -289,21 +306,28 @@ class Exchange:
         """The attempt has ended: settle it, and wait until its event is safe, unless the model server sends that itself."""
         event = self._finish(ending)
         if not self._parts.is_metered_upstream:
-            await self._parts.sink.take_safely(event)
+            await self._parts.sink.take_safely(event, self._traceparent)
 
     def _end_soon(self, ending: Ending) -> None:
         event = self._finish(ending)
         if not self._parts.is_metered_upstream:
-            self._parts.sink.take_soon(event)
+            self._parts.sink.take_soon(event, self._traceparent)
 
     def _finish(self, ending: Ending) -> UsageEvent:
         """Build the event, settle to what it costs, and learn from it."""
         if ending.outcome is Outcome.ERROR and not self._parts.bills_failures:
             ending = replace(ending, usage=UpstreamUsage())
         event = build_event(self._facts, ending, self._parts.keys, datetime.now(UTC))
-        self._settle(cost_pico(self._admitted.card, self._admitted.price, event.data))
+        cost = cost_pico(self._admitted.card, self._admitted.price, event.data)
+        self._settle(cost)
         self._learn(ending)
+        if self._trace is not None:
+            self._trace.used(event, cost)
         return event
+
+    @property
+    def _traceparent(self) -> str:
+        return self._trace.traceparent if self._trace is not None else ""
 
     def _learn(self, ending: Ending) -> None:
         admitted, usage = self._admitted, ending.usage

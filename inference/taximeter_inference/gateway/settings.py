@@ -5,10 +5,10 @@ from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from taximeter_schemas.settings import LogSettings
+from taximeter_schemas.settings import LogSettings, TraceSettings
 
 
-class GatewaySettings(LogSettings):
+class GatewaySettings(LogSettings, TraceSettings):
     """Where it listens, what stands behind it, and how it treats what it cannot decide at once."""
 
     host: str = Field("127.0.0.1", description="Address to listen on")

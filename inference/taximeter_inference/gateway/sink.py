@@ -21,7 +21,7 @@ class EventSink:
     def __init__(self, producer: UsageProducer, safe_wait_seconds: float) -> None:
         self._producer = producer
         self._safe_wait_seconds = safe_wait_seconds
-        self._held: deque[UsageEvent] = deque()
+        self._held: deque[tuple[UsageEvent, str]] = deque()
         self._retrying: asyncio.Task[None] | None = None
         self._safe_now: deque[asyncio.Future[None]] = deque()
         self._waking = False
@@ -36,9 +36,9 @@ class EventSink:
         state = self._producer.state()
         return {"unsafe_events": state.unsafe + len(self._held), "spool_bytes": state.spool_bytes}
 
-    async def take_safely(self, event: UsageEvent) -> None:
+    async def take_safely(self, event: UsageEvent, traceparent: str = "") -> None:
         """Take an event and wait, but not for ever, until it is on the broker or on disk."""
-        safe = self._take(event)
+        safe = self._take(event, traceparent)
         if safe is None:
             return
         loop = asyncio.get_running_loop()
@@ -50,22 +50,22 @@ class EventSink:
         finally:
             too_late.cancel()
 
-    def take_soon(self, event: UsageEvent) -> None:
+    def take_soon(self, event: UsageEvent, traceparent: str = "") -> None:
         """Take an event that nobody waits for."""
-        safe = self._take(event)
+        safe = self._take(event, traceparent)
         if safe is not None:
             safe.add_done_callback(_report)
 
-    def _take(self, event: UsageEvent) -> "Future[Safe] | None":
+    def _take(self, event: UsageEvent, traceparent: str) -> "Future[Safe] | None":
         """Take an event; the future is done when it is safe. None when it must wait for room."""
         if self._held:
-            self._hold(event)
+            self._hold(event, traceparent)
             return None
         try:
-            return self._producer.submit(event)
+            return self._producer.submit(event, traceparent=traceparent)
         except SpoolFullError as error:
             _log.error("no room for usage events, new requests are refused: %s", error)
-            self._hold(event)
+            self._hold(event, traceparent)
             return None
 
     def _on_safe(self, loop: asyncio.AbstractEventLoop, done: "asyncio.Future[None]", safe: "Future[Safe]") -> None:
@@ -101,8 +101,8 @@ class EventSink:
             _log.critical("%d usage events are lost: there was no room for them", len(self._held))
         await asyncio.to_thread(self._producer.close)
 
-    def _hold(self, event: UsageEvent) -> None:
-        self._held.append(event)
+    def _hold(self, event: UsageEvent, traceparent: str) -> None:
+        self._held.append((event, traceparent))
         if self._retrying is None or self._retrying.done():
             self._retrying = asyncio.create_task(self._retry())
 
@@ -111,7 +111,8 @@ class EventSink:
             await asyncio.sleep(RETRY_SECONDS)
             try:
                 while self._held:
-                    self._producer.emit(self._held[0])
+                    event, traceparent = self._held[0]
+                    self._producer.emit(event, traceparent=traceparent)
                     self._held.popleft()
             except SpoolFullError:
                 continue

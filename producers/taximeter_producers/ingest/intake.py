@@ -10,6 +10,7 @@ from taximeter_producers.errors import UndeliverableError
 from taximeter_producers.ingest.bodies import event_id
 from taximeter_producers.ingest.recent import RecentEvents, mark_of
 from taximeter_producers.producer import UsageProducer, describe
+from taximeter_producers.tracing import traceparent_within
 from taximeter_schemas import UsageEvent, wire
 
 
@@ -62,7 +63,7 @@ class Intake:
         if self._recent.holds(mark):
             return Result(id=event.id, status=Status.DUPLICATE)
         try:
-            await self._producer.emit_async(event)
+            await self._producer.emit_async(event, traceparent=traceparent_within(raw))
         except UndeliverableError as error:
             return _invalid(raw, str(error))
         self._recent.add(mark)
