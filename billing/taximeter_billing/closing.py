@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from taximeter_billing import ledger, parking
 from taximeter_billing.book import InvoiceRow, ParkedRow
-from taximeter_billing.computing import Computed, Extra, Seen, compute, inputs_sha256, look
+from taximeter_billing.computing import Computed, Extra, Seen, compute_groups, inputs_sha256, look
 from taximeter_billing.credit_notes import LATE, Refund, draft, drop_late_drafts
 from taximeter_billing.declarations.state import Group, State, read_state
 from taximeter_billing.domain.invoice import Invoice
@@ -95,8 +95,7 @@ def close_period(
         wanted = [tenant for group in groups for tenant in group.tenants if only in (None, tenant.id)]
         if wanted:
             batch = _look(book, reader, state, groups, wanted, label, now)
-            for group in groups:
-                _compute(reader, state, group, batch)
+            _compute(reader, state, batch)
             with Session(book, expire_on_commit=False) as session, session.begin():
                 for tenant in wanted:
                     _keep(session, tenant, batch, closed, state.through, now)
@@ -156,22 +155,30 @@ def _look(
     return _Batch(groups, wanted, seen, reader.obstacles(spans), Extra(grants, dict(late.charges)), late, rows, held)
 
 
-def _compute(reader: UsageReader, state: State, group: Group, batch: _Batch) -> None:
+def _compute(reader: UsageReader, state: State, batch: _Batch) -> None:
     """Compute what is not drafted from these very inputs already."""
-    needed = set()
-    for tenant in group.tenants:
-        if tenant not in batch.wanted or _obstacle(tenant.id, batch) is not None:
-            continue
-        row = batch.rows.get(tenant.id)
-        if row is not None and row.status == "final":
-            continue
-        digest = batch.hashes[tenant.id] = inputs_sha256(state, group, tenant, batch.seen, batch.extra)
-        if row is None or row.status != "draft" or row.inputs_sha256 != digest:
-            needed.add(tenant.id)
-    if needed:
-        found = compute(reader, state, group, needed, batch.seen, batch.extra)
+    wanted = {tenant.id for tenant in batch.wanted}
+    groups = []
+    for group in batch.groups:
+        if needed := {
+            tenant.id for tenant in group.tenants if tenant.id in wanted and _is_new(state, group, tenant, batch)
+        }:
+            groups.append((group, needed))
+    if groups:
+        found = compute_groups(reader, state, groups, batch.seen, batch.extra)
         batch.computed.invoices.update(found.invoices)
         batch.computed.blocked.update(found.blocked)
+
+
+def _is_new(state: State, group: Group, tenant: Tenant, batch: _Batch) -> bool:
+    """Whether the tenant's invoice must be computed. Its inputs are remembered by their hash."""
+    if _obstacle(tenant.id, batch) is not None:
+        return False
+    row = batch.rows.get(tenant.id)
+    if row is not None and row.status == "final":
+        return False
+    digest = batch.hashes[tenant.id] = inputs_sha256(state, group, tenant, batch.seen, batch.extra)
+    return row is None or row.status != "draft" or row.inputs_sha256 != digest
 
 
 def _obstacle(tenant: str, batch: _Batch) -> str | None:

@@ -14,10 +14,11 @@ from taximeter_billing.domain.adjusting import Adjustment
 from taximeter_billing.domain.charges import Agreed, Charges, charge
 from taximeter_billing.domain.credits import Grant
 from taximeter_billing.domain.invoice import CODE_VERSION, Inputs, Invoice, build_invoice, canonical_json
-from taximeter_billing.domain.settlement import Settlement, settle_period
+from taximeter_billing.domain.settlement import Settlement, segment_at, settle_gathered, settle_period
 from taximeter_billing.domain.spans import cuts_us, spans_of
 from taximeter_billing.domain.takeback import Reserved, Takeback
 from taximeter_billing.domain.usage import UnknownPriceError, UsageRow
+from taximeter_billing.folding import UsageFold
 from taximeter_billing.warehouse import ANY_TIME, Correction, EventSet, TenantSpan, UsageReader
 from taximeter_schemas.errors import CachePolicyError, CacheUseError
 from taximeter_schemas.periods import Period, billing_month
@@ -108,23 +109,73 @@ def compute(
     extra: Extra = Extra(),
     rerate: Callable[[UsageRow], UsageRow] | None = None,
 ) -> Computed:
-    """Compute the wanted tenants' invoices. All of the group are settled, since savings are shared between them."""
-    agreed = {
-        tenant.id: agreed_of(state, tenant, group.currency, seen.periods[tenant.id], extra) for tenant in group.tenants
-    }
-    until = seen.until(group)
-    spans = [
-        TenantSpan(tenant.id, seen.periods[tenant.id].start, seen.periods[tenant.id].end, until or ANY_TIME)
-        for tenant in group.tenants
-        if seen.sets[tenant.id].events
-    ]
+    """Compute the wanted tenants' invoices. All of the group are settled, since savings are shared between them.
+
+    With `rerate`, every event is read and priced anew by it; without, the warehouse adds up what the events were rated at.
+    """
+    if rerate is None:
+        return compute_groups(reader, state, [(group, wanted)], seen, extra)
+    agreed = _agreed(state, [group], seen, extra)
+    spans = _spans([group], seen)
+    rows: Rows = map(rerate, reader.rows(spans)) if spans else ()
     computed = Computed()
+
+    def settle() -> Settlement:
+        takebacks = _takebacks(agreed, seen)
+        settled = settle_period(rows, state.cards, group.policy, _salt(group, seen), _cuts(agreed), takebacks)
+        return _with_corrections_met(settled, takebacks)
+
+    _compute_group(settle, state, group, wanted, seen, extra, agreed, computed)
+    return computed
+
+
+def compute_groups(
+    reader: UsageReader,
+    state: State,
+    groups: Sequence[tuple[Group, Collection[str]]],
+    seen: Seen,
+    extra: Extra = Extra(),
+) -> Computed:
+    """The same for several groups, each with its wanted tenants; the usage of all of them is added up by one query."""
+    every = [group for group, _wanted in groups]
+    agreed = _agreed(state, every, seen, extra)
+    cuts, takebacks = _cuts(agreed), _takebacks(agreed, seen)
+    spans = _spans(every, seen)
+    fold = UsageFold(reader.client, spans, state.cards, cuts)
+    taken = _taken_back(reader, [span for span in spans if span.tenant in takebacks], takebacks)
+    computed = Computed()
+    for group, wanted in groups:
+        members = [tenant.id for tenant in group.tenants]
+
+        def settle(group: Group = group, members: list[str] = members) -> Settlement:
+            gathered = fold.gathered(members)
+            own = {tenant: takebacks[tenant] for tenant in members if tenant in takebacks}
+            for tenant, takeback in own.items():
+                for row in taken.get(tenant, ()):
+                    place = (row.tenant, row.feature, row.model, row.rate_card)
+                    gathered.take_back(place, segment_at(cuts, row), takeback, row)
+            result = fold.savings(group.policy, _salt(group, seen), tenants=members)
+            return _with_corrections_met(settle_gathered(gathered, result, _salt(group, seen)), own)
+
+        _compute_group(settle, state, group, wanted, seen, extra, agreed, computed)
+    return computed
+
+
+def _compute_group(
+    settle: Callable[[], Settlement],
+    state: State,
+    group: Group,
+    wanted: Collection[str],
+    seen: Seen,
+    extra: Extra,
+    agreed: Mapping[str, Agreed],
+    computed: Computed,
+) -> None:
     try:
-        rows: Rows = reader.rows(spans) if spans else ()
-        settlement = _settle(map(rerate, rows) if rerate else rows, state, group, seen, agreed)
+        settlement = settle()
     except (CachePolicyError, CacheUseError, UnknownPriceError) as error:
         computed.blocked.update(dict.fromkeys(wanted, str(error)))
-        return computed
+        return
     for tenant in group.tenants:
         if tenant.id not in wanted:
             continue
@@ -143,21 +194,59 @@ def compute(
         computed.invoices[tenant.id] = build_invoice(
             tenant, seen.periods[tenant.id], group.currency, charges, inputs, settlement.known
         )
-    return computed
 
 
-def _settle(rows: Rows, state: State, group: Group, seen: Seen, agreed: Mapping[str, Agreed]) -> Settlement:
-    cuts = {tenant: cut for tenant, held in agreed.items() if (cut := cuts_us(list(held.spans)))}
+def _agreed(state: State, groups: Iterable[Group], seen: Seen, extra: Extra) -> dict[str, Agreed]:
+    return {
+        tenant.id: agreed_of(state, tenant, group.currency, seen.periods[tenant.id], extra)
+        for group in groups
+        for tenant in group.tenants
+    }
+
+
+def _spans(groups: Iterable[Group], seen: Seen) -> list[TenantSpan]:
+    """The spans of tenants that have usage, as far as it had come when it was looked at."""
+    return [
+        TenantSpan(tenant.id, seen.periods[tenant.id].start, seen.periods[tenant.id].end, until)
+        for group in groups
+        for until in [seen.until(group) or ANY_TIME]
+        for tenant in group.tenants
+        if seen.sets[tenant.id].events
+    ]
+
+
+def _salt(group: Group, seen: Seen) -> str:
+    return f"{group.policy.name}/{seen.label}"
+
+
+def _cuts(agreed: Mapping[str, Agreed]) -> dict[str, tuple[int, ...]]:
+    return {tenant: cut for tenant, held in agreed.items() if (cut := cuts_us(list(held.spans)))}
+
+
+def _takebacks(agreed: Mapping[str, Agreed], seen: Seen) -> dict[str, Takeback]:
     voided: dict[str, set[tuple[str, str]]] = {}
     for correction in seen.corrections:
         voided.setdefault(correction.tenant, set()).add((correction.source, correction.corrects))
-    takebacks = {
+    return {
         tenant: Takeback(voided.get(tenant, set()), tuple(held.reserved))
         for tenant, held in agreed.items()
         if held.reserved or tenant in voided
     }
-    salt = f"{group.policy.name}/{seen.label}"
-    settlement = settle_period(rows, state.cards, group.policy, salt, cuts, takebacks)
+
+
+def _taken_back(
+    reader: UsageReader, spans: Sequence[TenantSpan], takebacks: Mapping[str, Takeback]
+) -> dict[str, list[UsageRow]]:
+    """Events that a line may not pay for, by tenant, in order of time."""
+    found: dict[str, list[UsageRow]] = {}
+    corrected = {event for takeback in takebacks.values() for _source, event in takeback.voided}
+    for row in reader.taken_back(spans, corrected) if spans else ():
+        found.setdefault(row.tenant, []).append(row)
+    return found
+
+
+def _with_corrections_met(settlement: Settlement, takebacks: Mapping[str, Takeback]) -> Settlement:
+    """The settlement, with a fault for each tenant of whose corrected events one is not there."""
     for tenant, takeback in takebacks.items():
         if missing := set(takeback.voided) - takeback.met:
             source, event = sorted(missing)[0]

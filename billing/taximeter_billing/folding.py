@@ -1,20 +1,23 @@
-"""Cache savings of a period with the heavy part in ClickHouse: it folds events into tallies and epochs, the last step is ours.
+"""A period's usage and its cache savings with the heavy part in ClickHouse: it folds events into sums and epochs.
 
-`savings_for_period` does all of it in memory, and is what this must agree with to the unit. Here millions of events come back as
-one row for each tenant and price, and one for each way in which a tenant's hits are split.
+`settle_period` does all of it in memory, event by event, and is what this must agree with to the unit. Here millions of events
+come back as one row for each tenant, line and price, and one for each way in which a tenant's hits are split.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from clickhouse_connect.driver.client import Client
 
 from taximeter_billing.domain import shapley, waterfall
 from taximeter_billing.domain.epochs import Cell
-from taximeter_billing.domain.lots import PoolCell, Tally, tally_uses
+from taximeter_billing.domain.gathering import Gathered, Place, Used
+from taximeter_billing.domain.lots import PoolCell, Tally
 from taximeter_billing.domain.savings import SavingsResult, settle_shares
 from taximeter_billing.domain.shapley import Filled, UseClass
-from taximeter_billing.domain.usage import Prices, Skus, UsageRow
+from taximeter_billing.domain.usage import Prices, Skus, UnknownPriceError, UsageRow
 from taximeter_billing.domain.waterfall import FillClass, LotClass
 from taximeter_billing.warehouse import TenantSpan
 from taximeter_schemas.cache_policies import (
@@ -25,8 +28,7 @@ from taximeter_schemas.cache_policies import (
     WaterfallRule,
     refuse_mixed_prices,
 )
-from taximeter_schemas.cache_uses import CacheUse
-from taximeter_schemas.rate_cards import RateCard
+from taximeter_schemas.rate_cards import Price, RateCard
 from taximeter_sql import query
 
 USES_A_CHUNK = 6_000_000
@@ -36,118 +38,208 @@ _READS = ("gpu", "cpu", "disk", "provider")
 _WRITES = ("5m", "1h")
 
 
-class SavingsFold:
-    """Folds the usage of tenants that are settled together (one policy, one currency)."""
+@dataclass(slots=True)
+class _Held:
+    """What a tenant used: sums by line and span, tallies, and for each of ClickHouse's cells its SKU and pool."""
 
-    def __init__(self, client: Client, spans: Sequence[TenantSpan], cards: Sequence[RateCard]) -> None:
+    used: dict[Place, dict[int, Used]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Used)))
+    tallies: dict[PoolCell, Tally] = field(default_factory=dict)
+    cells: dict[int, tuple[Cell, str]] = field(default_factory=dict)
+    block_uses: int = 0
+    fault: UnknownPriceError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Tenants that are settled together: their cells, the cells' pools, and all that ClickHouse must know to fold them."""
+
+    cells: Mapping[int, Cell]
+    pools: Mapping[int, str]
+    skus: Sequence[str]
+    parameters: Mapping[str, Any]
+
+
+class UsageFold:
+    """Folds the usage of tenants, each in its own span, which may be cut (`cuts`: moments in microseconds since the epoch).
+
+    One query, when it is first needed, sums the usage of them all; epochs are folded for each group that settles together, and
+    only where events carry blocks. All queries see the same rows where the spans say until when rows were inserted.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        spans: Sequence[TenantSpan],
+        cards: Sequence[RateCard],
+        cuts: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         self._client = client
-        self._skus = Skus(Prices(cards))
-        self._cells: dict[int, Cell] = {}
-        self._pools: dict[int, str] = {}
-        self._block_uses = 0
-        lengths = {band.input_over for card in cards for price in card.prices for band in price.bands}
-        self._parameters: dict[str, Any] = {
-            "tenants": [span.tenant for span in spans],
-            "starts": [span.start for span in spans],
-            "ends": [span.end for span in spans],
-            "untils": [span.until for span in spans],
-            "lengths": sorted(lengths),
-        }
+        self._spans = {span.tenant: span for span in spans}
+        self._prices = Prices(cards)
+        self._skus = Skus(self._prices)
+        self._lengths = sorted({band.input_over for card in cards for price in card.prices for band in price.bands})
+        # The first stands for tenants whose period is not cut.
+        self._cuts: dict[str, Sequence[int]] = {"": (), **(cuts or {})}
+        self._read: dict[str, _Held] | None = None
+
+    def gathered(self, tenants: Iterable[str]) -> Gathered:
+        """The tenants' usage by line and span. Raises UnknownPriceError."""
+        gathered = Gathered()
+        for tenant in tenants:
+            gathered.cells.update(self._held(tenant).used)
+        return gathered
 
     def savings(
-        self, policy: CachePolicy | Rule, salt: str = "", *, ttl_s: int | None = None, chunks: int | None = None
+        self,
+        policy: CachePolicy | Rule,
+        salt: str = "",
+        *,
+        tenants: Iterable[str] | None = None,
+        ttl_s: int | None = None,
+        chunks: int | None = None,
     ) -> SavingsResult:
-        """Settle, as `savings_for_period` does. Raises UnknownPriceError, CachePolicyError.
+        """Settle these tenants (None: all) together, as `savings_for_period` does. Raises UnknownPriceError, CachePolicyError.
 
         Rate cards have no price for keeping blocks in cache, so there is no storage cost here.
         """
         rule = policy.rule if isinstance(policy, Published) else policy
-        tallies = self._tallies()
-        rates = self._skus.rates
+        held = {tenant: self._held(tenant) for tenant in (self._spans if tenants is None else tenants)}
+        tallies = {key: tally for one in held.values() for key, tally in one.tallies.items()}
+        rates = {sku: self._skus.rates[sku] for _pool, _tenant, sku in tallies}
         if rule is not policy:
             refuse_mixed_prices(rule, rates)
-        chunks = chunks or -(-self._block_uses // USES_A_CHUNK) or 1
+        uses = sum(one.block_uses for one in held.values())
+        chunks = chunks or -(-uses // USES_A_CHUNK)
         parts = [{"ttl_us": (ttl_s or 0) * 1_000_000, "chunk": chunk, "chunks": chunks} for chunk in range(chunks)]
+        group = self._group(held) if parts else None
         if isinstance(rule, WaterfallRule):
-            lots = (one for part in parts for one in self._waterfall(rule, part))
+            lots = (one for part in parts if group for one in self._waterfall(rule, group, part))
             shares = waterfall.credits_of_classes(lots, tallies, rates, rule)
         else:
-            uses = (one for part in parts for one in self._shapley(rule, part))
-            shares = shapley.credits_of_classes(uses, tallies, rates)
+            classes = (one for part in parts if group for one in self._shapley(rule, group, part))
+            shares = shapley.credits_of_classes(classes, tallies, rates)
         return settle_shares(shares, {}, tallies, rule, salt)
 
-    def _tallies(self) -> Mapping[PoolCell, Tally]:
-        tallies: dict[PoolCell, Tally] = {}
-        self._block_uses = 0
-        for row in self._rows("billing_fold_tallies", {}):
-            for key, tally in tally_uses(self._uses(row), self._skus.rates).items():
-                tallies.setdefault(key, Tally()).__iadd__(tally)
-        return tallies
+    def _held(self, tenant: str) -> _Held:
+        if self._read is None:
+            self._read = {name: _Held() for name in self._spans}
+            parameters: dict[str, Any] = {"cut_tenants": list(self._cuts), "cuts": list(map(list, self._cuts.values()))}
+            for row in self._rows("billing_fold_usage", self._spans, parameters) if self._spans else ():
+                held = self._read[row[0]]
+                try:
+                    self._add(held, row)
+                except UnknownPriceError as error:
+                    held.fault = error  # of this tenant, and no reason to stop the others
+        found = self._read.get(tenant) or _Held()
+        if found.fault is not None:
+            raise found.fault
+        return found
 
-    def _waterfall(self, rule: WaterfallRule, part: dict[str, Any]) -> Iterator[LotClass | FillClass]:
-        skus, numbers = self._numbered()
-        rates = self._skus.rates
-        numbers["saves"] = [waterfall.lot_unit(rates[sku]) for _tenant, sku in self._cells.values()]
-        numbers["keep_own"] = int(rule.self_hits == "keep")
-        for row in self._rows("billing_fold_waterfall", part | numbers, "billing_fold_epochs"):
-            is_lot, hashed, own, warmed, filler_sku, gross, shared, tokens = row
-            cell = self._cells[hashed]
-            if is_lot:
-                filler = skus[filler_sku] if warmed else None
-                yield LotClass(self._pools[hashed], cell, tokens, bool(own), filler, gross, shared)
-            else:
-                yield FillClass(cell, tokens, gross, shared)
-
-    def _shapley(self, rule: ShapleyRule, part: dict[str, Any]) -> Iterator[UseClass | Filled]:
-        skus, numbers = self._numbered()
-        numbers["by_tenant"] = int(rule.players == "tenant")
-        for row in self._rows("billing_fold_shapley", part | numbers, "billing_fold_epochs"):
-            is_use, hashed, filler_sku, parts, tokens = row
-            cell = self._cells[hashed]
-            yield UseClass(cell, tokens, parts, skus[filler_sku]) if is_use else Filled(cell, tokens)
-
-    def _numbered(self) -> tuple[list[str], dict[str, Any]]:
-        """The SKUs, and as parameters the cells with the numbers of their tenants (from 1) and SKUs."""
-        skus = sorted({sku for _tenant, sku in self._cells.values()})
-        tenants = sorted({tenant for tenant, _sku in self._cells.values()})
-        sku_numbers = {sku: number for number, sku in enumerate(skus)}
-        tenant_numbers = {tenant: number for number, tenant in enumerate(tenants, start=1)}
-        return skus, {
-            "cells": list(self._cells),
-            "tenants_of": [tenant_numbers[tenant] for tenant, _sku in self._cells.values()],
-            "skus_of": [sku_numbers[sku] for _tenant, sku in self._cells.values()],
-        }
-
-    def _uses(self, row: Sequence[Any]) -> list[CacheUse]:
-        """One use that stands for all of the row, for each tier and lifetime in it."""
-        pool, tenant, card, feature, model, adapter, operation, service_tier, region, exact, tier = row[:11]
-        cell, length, hit, filled, uncached = row[11:16]
+    def _add(self, held: _Held, row: Sequence[Any]) -> None:
+        """Add one row of billing_fold_usage: events of one tenant that have all in common that chooses a price."""
+        tenant, card, feature, model, adapter, operation, service_tier, region, pool, exact, tier = row[:11]
+        segment, cell, length, event, hit, filled, block_uses, events, listed, metered = row[11:21]
+        classes = row[21:]
         sample = UsageRow(
             tenant=tenant, feature=feature, model=model, adapter=adapter, operation=operation, service_tier=service_tier,
-            rate_card=card, source="", event_id="(any)", time_us=0, uncached_input=length, cache_read_gpu=0, cache_read_cpu=0,
+            rate_card=card, source="", event_id=event, time_us=0, uncached_input=length, cache_read_gpu=0, cache_read_cpu=0,
             cache_read_disk=0, cache_read_provider=0, cache_write_5m=0, cache_write_1h=0, output=0, pool=pool, block_size=0,
             hit_blocks=0, blocks=(), list_pico=0, metered_pico=0, region=region,
         )  # fmt: skip
+        price = self._prices.price(sample)
+        used = held.used[tenant, feature, model, card][segment]
+        used.add(price, _quantities(classes, price), listed, metered, events)
 
-        def use(tier: str, lifetime: str, **counts: Any) -> CacheUse:
+        def tally(tier: str, lifetime: str, **tokens: int) -> str:
             sku = self._skus.sku(sample, tier, lifetime)
-            return CacheUse.model_construct(event_id="(all)", tenant=tenant, ts=0, sku=sku, pool=pool, **counts)
+            key = (pool, tenant, sku)
+            found = held.tallies.get(key)
+            if found is None:
+                found = held.tallies[key] = Tally()
+            found.count(self._skus.rates[sku], pooled=bool(pool), **tokens)
+            return sku
 
+        uncached, reads, writes = classes[0], classes[1:5], classes[5:7]
         if exact:
-            self._cells[cell] = (tenant, self._skus.sku(sample, tier, ""))
-            self._pools[cell] = pool
-            self._block_uses += row[22]
-            blocks = (("hit", hit), ("filled", filled))
-            return [use(tier, "", blocks=blocks, hit_blocks=1, tail_tokens=uncached - filled)]
-        uses = [use(name, "", cached_tokens=tokens) for name, tokens in zip(_READS, row[16:20], strict=True) if tokens]
-        uses += [
-            use("", name, written_tokens=tokens) for name, tokens in zip(_WRITES, row[20:22], strict=True) if tokens
-        ]
-        return [*uses, use("", "", tail_tokens=uncached)] if uncached or not uses else uses
+            held.cells[cell] = ((tenant, tally(tier, "", hit=hit, filled=filled, tail=uncached - filled)), pool)
+            held.block_uses += block_uses
+            return
+        for name, tokens in zip(_READS, reads, strict=True):
+            if tokens:
+                tally(name, "", cached=tokens)
+        for name, tokens in zip(_WRITES, writes, strict=True):
+            if tokens:
+                tally("", name, written=tokens)
+        if uncached or not any((*reads, *writes)):
+            tally("", "", tail=uncached)
 
-    def _rows(self, name: str, parameters: dict[str, Any], over: str = "") -> Iterator[Sequence[Any]]:
+    def _group(self, held: Mapping[str, _Held]) -> _Group:
+        """Number the tenants (from 1) and SKUs of the cells."""
+        found = {hashed: cell for one in held.values() for hashed, cell in one.cells.items()}
+        cells = {hashed: cell for hashed, (cell, _pool) in found.items()}
+        skus = sorted({sku for _tenant, sku in cells.values()})
+        tenant_numbers = {tenant: number for number, tenant in enumerate(sorted(held), start=1)}
+        sku_numbers = {sku: number for number, sku in enumerate(skus)}
+        rates = self._skus.rates
+        parameters = {
+            "cells": list(cells),
+            "tenants_of": [tenant_numbers[tenant] for tenant, _sku in cells.values()],
+            "skus_of": [sku_numbers[sku] for _tenant, sku in cells.values()],
+            "saves": [waterfall.lot_unit(rates[sku]) for _tenant, sku in cells.values()],
+        }
+        return _Group(cells, {hashed: pool for hashed, (_cell, pool) in found.items()}, skus, parameters)
+
+    def _waterfall(self, rule: WaterfallRule, group: _Group, part: Mapping[str, Any]) -> Iterator[LotClass | FillClass]:
+        parameters = {**group.parameters, **part, "keep_own": int(rule.self_hits == "keep")}
+        for row in self._rows("billing_fold_waterfall", _tenants_of(group), parameters, "billing_fold_epochs"):
+            is_lot, hashed, own, warmed, filler_sku, gross, shared, tokens = row
+            cell = group.cells[hashed]
+            if is_lot:
+                filler = group.skus[filler_sku] if warmed else None
+                yield LotClass(group.pools[hashed], cell, tokens, bool(own), filler, gross, shared)
+            else:
+                yield FillClass(cell, tokens, gross, shared)
+
+    def _shapley(self, rule: ShapleyRule, group: _Group, part: Mapping[str, Any]) -> Iterator[UseClass | Filled]:
+        parameters = {**group.parameters, **part, "by_tenant": int(rule.players == "tenant")}
+        del parameters["saves"]
+        for row in self._rows("billing_fold_shapley", _tenants_of(group), parameters, "billing_fold_epochs"):
+            is_use, hashed, filler_sku, parts, tokens = row
+            cell = group.cells[hashed]
+            yield UseClass(cell, tokens, parts, group.skus[filler_sku]) if is_use else Filled(cell, tokens)
+
+    def _rows(
+        self, name: str, tenants: Iterable[str], parameters: Mapping[str, Any], over: str = ""
+    ) -> Iterator[Sequence[Any]]:
         between = f",\nepochs AS (\n{query(over)})" if over else ""
         statement = f"WITH folded AS (\n{query('billing_fold_rows')}){between}\n{query(name)}"
-        with self._client.query_row_block_stream(statement, parameters=self._parameters | parameters) as blocks:
+        spans = [self._spans[tenant] for tenant in tenants]
+        read = {
+            "tenants": [span.tenant for span in spans],
+            "starts": [span.start for span in spans],
+            "ends": [span.end for span in spans],
+            "untils": [span.until for span in spans],
+            "lengths": self._lengths,
+        }
+        with self._client.query_row_block_stream(statement, parameters={**read, **parameters}) as blocks:
             for block in blocks:
                 yield from block
+
+
+def _tenants_of(group: _Group) -> list[str]:
+    """Tenants that have blocks; the others take no part in epochs."""
+    return sorted({tenant for tenant, _sku in group.cells.values()})
+
+
+def _quantities(classes: Sequence[int], price: Price) -> dict[str, int]:
+    """What events used by class, as `quantities_of` has it for one of them."""
+    used = {
+        "uncached_input": classes[0],
+        **{f"cache_read_{tier}": tokens for tier, tokens in zip(_READS, classes[1:5], strict=True)},
+        **{f"cache_write_{lifetime}": tokens for lifetime, tokens in zip(_WRITES, classes[5:7], strict=True)},
+        "output": classes[7] - classes[8],
+        "reasoning": classes[8],
+        "request": classes[9],
+    }
+    beside = {"search_unit": classes[10], "gpu_microsecond": classes[11], "adapter_hour": classes[12]}
+    return used | {name: units for name, units in beside.items() if getattr(price, name)}

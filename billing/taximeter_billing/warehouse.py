@@ -4,9 +4,10 @@ Many tenants are read by one query, each in its own span of time. `until` leaves
 invoice can be derived again from the very rows that it was made from.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from clickhouse_connect.driver.client import Client
 
@@ -70,23 +71,31 @@ class UsageReader:
     """Usage of tenants, each in its own span."""
 
     def __init__(self, client: Client) -> None:
-        self._client = client
+        self.client = client
 
     def rows(self, spans: Sequence[TenantSpan]) -> Iterator[UsageRow]:
         """The rated events, tenant by tenant in the order given, in order of time, block by block."""
         for parameters in _parameters(spans):
-            with self._client.query_row_block_stream(query("billing_rows"), parameters=parameters) as blocks:
-                for block in blocks:
-                    for row in block:
-                        values = [*row[:21], tuple(row[21]), *row[22:]]
-                        yield UsageRow(*values)
+            yield from self._rows("billing_rows", parameters)
+
+    def taken_back(self, spans: Sequence[TenantSpan], corrected: Collection[str]) -> Iterator[UsageRow]:
+        """Of `rows`, those that their own line may not pay for: of reserved throughput, and with one of these event ids."""
+        for parameters in _parameters(spans):
+            yield from self._rows("billing_taken_back_rows", {**parameters, "corrected": sorted(corrected)})
+
+    def _rows(self, name: str, parameters: Mapping[str, Any]) -> Iterator[UsageRow]:
+        with self.client.query_row_block_stream(query(name), parameters=dict(parameters)) as blocks:
+            for block in blocks:
+                for row in block:
+                    values = [*row[:21], tuple(row[21]), *row[22:]]
+                    yield UsageRow(*values)
 
     def event_sets(self, spans: Sequence[TenantSpan]) -> dict[str, EventSet]:
         """The hash over identity, body and cost of each tenant's rated events; also of tenants that have none."""
         found = {span.tenant: EventSet() for span in spans}
         lines: dict[str, dict[Place, str]] = {span.tenant: {} for span in spans}
         for parameters in _parameters(spans):
-            for row in self._client.query(query("billing_event_sets"), parameters=parameters).result_rows:
+            for row in self.client.query(query("billing_event_sets"), parameters=parameters).result_rows:
                 tenant, feature, model, card, events, digest, newest = row
                 so_far = found[tenant]
                 lines[tenant][feature, model, card] = digest.rjust(32, "0")
@@ -104,7 +113,7 @@ class UsageReader:
         found = {}
         for parameters in _parameters(spans):
             del parameters["untils"]
-            for tenant, unrated, off in self._client.query(
+            for tenant, unrated, off in self.client.query(
                 query("billing_obstacles"), parameters=parameters
             ).result_rows:
                 found[tenant] = Obstacle(int(unrated), int(off))
@@ -115,7 +124,7 @@ class UsageReader:
         return [
             Correction(*row)
             for parameters in _parameters(spans)
-            for row in self._client.query(query("billing_corrections"), parameters=parameters).result_rows
+            for row in self.client.query(query("billing_corrections"), parameters=parameters).result_rows
         ]
 
 

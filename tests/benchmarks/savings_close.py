@@ -1,6 +1,6 @@
 """How long the savings of a big period take: `python -m tests.benchmarks.savings_close` (10 million events, 1 million blocks).
 
-Makes the events inside ClickHouse's engine, then settles them under each policy through `SavingsFold`. Memory is the peak of each
+Makes the events inside ClickHouse's engine, then settles them under each policy through `UsageFold`. Memory is the peak of each
 process (VmHWM): of the engine, reset after the events are made, and of this one.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from clickhouse_connect.driver.client import Client
 
-from taximeter_billing.folding import SavingsFold
+from taximeter_billing.folding import UsageFold
 from taximeter_billing.warehouse import TenantSpan
 from taximeter_schemas.cache_policies import load_cache_policy
 from taximeter_schemas.rate_cards import RateCard
@@ -95,7 +95,7 @@ def main() -> None:
                 if options.only not in (None, name):
                     continue
                 began, engine, ours = time.monotonic(), cpu_seconds(face.pid), time.process_time()
-                fold = SavingsFold(client, [TenantSpan(tenant, START, END) for tenant in TENANTS], [CARD])
+                fold = UsageFold(client, [TenantSpan(tenant, START, END) for tenant in TENANTS], [CARD])
                 result = fold.savings(load_cache_policy(policy, {}), "bench")
                 seconds = time.monotonic() - began
                 metered = sum(account.metered_pico for account in result.by_tenant.values())

@@ -10,7 +10,7 @@ from clickhouse_connect.driver.client import Client
 
 from taximeter_billing.domain.savings import SavingsResult, savings_for_period
 from taximeter_billing.domain.usage import Prices, Skus, UsageRow
-from taximeter_billing.folding import SavingsFold
+from taximeter_billing.folding import UsageFold
 from taximeter_billing.warehouse import TenantSpan
 from taximeter_schemas.cache_policies import load_cache_policy
 from taximeter_schemas.rate_cards import RateCard
@@ -112,7 +112,7 @@ def plain(rows: list[UsageRow], policy: dict[str, Any], ttl_s: int | None) -> Sa
 def test_the_fold_is_the_plain_engine(warehouse: Client, seed: int, ttl_s: int | None) -> None:
     rows = events(seed, 500)
     insert(warehouse, rows)
-    fold = SavingsFold(warehouse, [TenantSpan(tenant, START, END) for tenant in TENANTS], [CARD])
+    fold = UsageFold(warehouse, [TenantSpan(tenant, START, END) for tenant in TENANTS], [CARD])
     for name, policy in POLICIES.items():
         folded = fold.savings(load_cache_policy(policy, {}), "s", ttl_s=ttl_s, chunks=3)
         expected = plain(rows, policy, ttl_s)
@@ -132,5 +132,5 @@ def test_each_tenant_has_its_own_span(warehouse: Client) -> None:
         if (row.tenant == "acme" and row.time_us < cut.timestamp() * 1e6)
         or (row.tenant == "globex" and row.time_us >= cut.timestamp() * 1e6)
     ]
-    folded = SavingsFold(warehouse, spans, [CARD]).savings(load_cache_policy({"kind": "shapley_use"}, {}), "s")
+    folded = UsageFold(warehouse, spans, [CARD]).savings(load_cache_policy({"kind": "shapley_use"}, {}), "s")
     assert folded == plain(kept, {"kind": "shapley_use"}, None)

@@ -36,6 +36,29 @@ class Tally:
         """The cost with cache prices."""
         return self.list_pico - self.gross_pico + self.write_premium_pico
 
+    def count(
+        self,
+        rate: SkuRates,
+        *,
+        hit: int = 0,
+        filled: int = 0,
+        tail: int = 0,
+        cached: int = 0,
+        written: int = 0,
+        pooled: bool,
+    ) -> None:
+        """Add tokens at one rate: hit and filled in known blocks, uncached tail, read and written by counts alone."""
+        total = hit + filled + tail + cached + written
+        self.input_tokens += total
+        self.cached_tokens += hit + cached
+        self.list_pico += rate.p * total
+        self.write_premium_pico += (rate.w - rate.p) * (filled + written)
+        self.exact_pico += (rate.p - rate.r) * hit
+        if pooled:
+            self.inferred_pico += (rate.p - rate.r) * cached
+        else:
+            self.unattributed_pico += (rate.p - rate.r) * cached
+
     def __iadd__(self, other: "Tally") -> "Tally":
         self.input_tokens += other.input_tokens
         self.cached_tokens += other.cached_tokens
@@ -55,17 +78,15 @@ def tally_uses(uses: Iterable[CacheUse], rates: Mapping[str, SkuRates]) -> dict[
     tallies: dict[PoolCell, Tally] = {}
     for use in uses:
         tally = tallies.setdefault((use.pool, use.tenant, use.sku), Tally())
-        rate = rates[use.sku]
         hit = sum(tokens for _, tokens in use.blocks[: use.hit_blocks])
         filled = sum(tokens for _, tokens in use.blocks[use.hit_blocks :])
-        total = hit + filled + use.tail_tokens + use.cached_tokens + use.written_tokens
-        tally.input_tokens += total
-        tally.cached_tokens += hit + use.cached_tokens
-        tally.list_pico += rate.p * total
-        tally.write_premium_pico += (rate.w - rate.p) * (filled + use.written_tokens)
-        tally.exact_pico += (rate.p - rate.r) * hit
-        if use.pool:
-            tally.inferred_pico += (rate.p - rate.r) * use.cached_tokens
-        else:
-            tally.unattributed_pico += (rate.p - rate.r) * use.cached_tokens
+        tally.count(
+            rates[use.sku],
+            hit=hit,
+            filled=filled,
+            tail=use.tail_tokens,
+            cached=use.cached_tokens,
+            written=use.written_tokens,
+            pooled=bool(use.pool),
+        )
     return tallies

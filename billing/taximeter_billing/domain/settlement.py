@@ -3,21 +3,19 @@
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
+from taximeter_billing.domain.gathering import Gathered, Place, Used
 from taximeter_billing.domain.parcels import Component, Parcel, components
 from taximeter_billing.domain.quantities import quantities_of
-from taximeter_billing.domain.savings import savings_for_period
+from taximeter_billing.domain.savings import SavingsResult, savings_for_period
 from taximeter_billing.domain.split import ExactSums, largest_remainder
 from taximeter_billing.domain.takeback import Takeback
 from taximeter_billing.domain.usage import Prices, Skus, UsageRow, line_of
 from taximeter_schemas.cache_policies import CachePolicy
 from taximeter_schemas.cache_uses import CacheUse
 from taximeter_schemas.rate_cards import Price, RateCard
-
-Place = tuple[str, str, str, str]
-"""Tenant, feature, model, rate card."""
 
 
 class SettlementError(ArithmeticError):
@@ -37,17 +35,6 @@ class Settlement:
     faults: dict[str, str]
 
 
-@dataclass(slots=True)
-class _Cell:
-    """What a tenant used in one span under one feature, model and card."""
-
-    events: int = 0
-    list_pico: int = 0
-    metered_pico: int = 0
-    by_price: dict[int, tuple[Price, dict[str, int]]] = field(default_factory=dict)
-    """By the identity of the price, which is one object through a settlement; its fields would take too long to hash."""
-
-
 def settle_period(
     rows: Iterable[UsageRow],
     cards: list[RateCard],
@@ -64,18 +51,26 @@ def settle_period(
     prices = Prices(cards)
     skus = Skus(prices)
     uses: list[CacheUse] = []
-    cells: dict[Place, dict[int, _Cell]] = defaultdict(lambda: defaultdict(_Cell))
-    covered: ExactSums[tuple[Place, int, str]] = ExactSums()
+    gathered = Gathered()
     for row in rows:
         place = (row.tenant, row.feature, row.model, row.rate_card)
-        at = cuts.get(row.tenant, ()) if cuts else ()
-        segment = bisect_right(at, row.time_us) if at else 0
-        _add(cells[place][segment], prices.price(row), row)
+        segment = segment_at(cuts, row)
+        price = prices.price(row)
+        gathered.cells[place][segment].add(price, quantities_of(row, price), row.list_pico, row.metered_pico)
         uses.extend(skus.uses(row))
         if takebacks and (takeback := takebacks.get(row.tenant)):
-            for what, numerator, denominator in takeback.of(row):
-                covered.add((place, segment, what), numerator, denominator)
-    result = savings_for_period(uses, skus.rates, policy, salt)
+            gathered.take_back(place, segment, takeback, row)
+    return settle_gathered(gathered, savings_for_period(uses, skus.rates, policy, salt), salt)
+
+
+def segment_at(cuts: Mapping[str, Sequence[int]] | None, row: UsageRow) -> int:
+    """The span of its tenant's period that an event lies in, from 0."""
+    at = cuts.get(row.tenant, ()) if cuts else ()
+    return bisect_right(at, row.time_us) if at else 0
+
+
+def settle_gathered(gathered: Gathered, result: SavingsResult, salt: str) -> Settlement:
+    """Settle usage that is added up already, with the savings of the same events."""
     savings: dict[Place, int] = defaultdict(int)
     cached: dict[Place, int] = defaultdict(int)
     for (tenant, sku), account in result.by_tenant_and_sku.items():
@@ -84,26 +79,14 @@ def settle_period(
         cached[place] += account.list_pico - account.metered_pico
     faults: dict[str, str] = {}
     parcels: dict[str, list[Parcel]] = defaultdict(list)
-    shares = _by_place(covered)
-    for place in sorted(cells):
+    shares = _by_place(gathered.covered)
+    for place in sorted(gathered.cells):
         try:
-            parcels[place[0]] += _parcels(place, cells[place], cached[place], savings[place], shares, salt)
+            parcels[place[0]] += _parcels(place, gathered.cells[place], cached[place], savings[place], shares, salt)
         except SettlementError as error:
             faults.setdefault(place[0], str(error))
     whole = {tenant: own for tenant, own in parcels.items() if tenant not in faults}
     return Settlement(whole, result.known, result.provider_retained_pico, faults)
-
-
-def _add(cell: _Cell, price: Price, row: UsageRow) -> None:
-    cell.events += 1
-    cell.list_pico += row.list_pico
-    cell.metered_pico += row.metered_pico
-    found = cell.by_price.get(id(price))
-    if found is None:
-        found = cell.by_price[id(price)] = (price, defaultdict(int))
-    used = found[1]
-    for kind, quantity in quantities_of(row, price).items():
-        used[kind] += quantity
 
 
 def scope_of(price: Price) -> str:
@@ -122,7 +105,7 @@ def _by_place(covered: ExactSums[tuple[Place, int, str]]) -> dict[tuple[Place, i
 
 def _parcels(
     place: Place,
-    spans: Mapping[int, _Cell],
+    spans: Mapping[int, Used],
     cached: int,
     saved: int,
     covered: Mapping[tuple[Place, int], Mapping[str, Fraction]],
@@ -148,7 +131,7 @@ def _parcels(
     ]
 
 
-def _savings_by_span(spans: Mapping[int, _Cell], saved: int, salt: str) -> dict[str, int]:
+def _savings_by_span(spans: Mapping[int, Used], saved: int, salt: str) -> dict[str, int]:
     """A line's savings over its spans, by what each has saved at the card's prices; by events where none has."""
     weights = {str(segment): abs(cell.list_pico - cell.metered_pico) for segment, cell in spans.items()}
     if not any(weights.values()):
@@ -156,12 +139,12 @@ def _savings_by_span(spans: Mapping[int, _Cell], saved: int, salt: str) -> dict[
     return largest_remainder(saved, weights, salt)
 
 
-def _by_scope(cell: _Cell) -> Iterator[tuple[str, str, Price, dict[str, int]]]:
+def _by_scope(cell: Used) -> Iterator[tuple[str, str, Price, dict[str, int]]]:
     for price, used in cell.by_price.values():
         yield scope_of(price), price.model_dump_json(), price, used
 
 
-def _components(place: Place, cell: _Cell) -> tuple[Component, ...]:
+def _components(place: Place, cell: Used) -> tuple[Component, ...]:
     """Raises SettlementError when quantity times price is not what the events were rated at."""
     parts = tuple(
         part

@@ -16,7 +16,8 @@ SELECT
     sipHash64(tenant, rate_card, feature, model, adapter, operation, service_tier, region, band, tier, pool) AS cell,
     pool, block_size, hit_blocks, blocks,
     if(block_size = 0, 0, least(intDiv(uncached_input, greatest(block_size, 1)), length(blocks) - hit_blocks)) AS filled_blocks,
-    toUnixTimestamp64Micro(time) AS time_us, source, event_id
+    toUnixTimestamp64Micro(time) AS time_us, source, event_id,
+    usage_log.output AS output, reasoning, gpu_seconds, attributes, list_pico, metered_pico
 FROM usage_log
 WHERE disposition = 'rated' AND tenant IN {tenants:Array(String)}
     AND time >= transform(tenant, {tenants:Array(String)}, {starts:Array(DateTime64(6, 'UTC'))}, toDateTime64('2200-01-01', 6, 'UTC'))
