@@ -26,7 +26,10 @@ check: setup ## Lint, types and import direction
 	$(RUN)/lint-imports
 
 test: setup ## The tests, on the embedded stack
-	$(RUN)/pytest -m "not kafka and not traces and not stripe_live and not vllm and not browser and not focus_validator and not faults"
+	$(RUN)/pytest $(AT_ONCE) -m "not kafka and not traces and not stripe_live and not vllm and not browser and not focus_validator and not faults"
+
+# Most tests wait for processes: several files at once, each with a stack of its own. `make test AT_ONCE=` runs one after the other.
+AT_ONCE ?= -n 4 --dist loadfile
 
 faults: setup ## Kill, pause and starve the real processes, then compare exactly (fixed seed; Java and Maven)
 	$(RUN)/pytest -m faults tests/faults

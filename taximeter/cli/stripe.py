@@ -70,7 +70,7 @@ def payments(numbers: Annotated[list[str], typer.Argument(help="Numbers of invoi
         found = payments_of(book, numbers)
         currencies = {row.number: row.currency for row in list_invoices(book)}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("invoice", "payment", "paid", "remaining", "credited", "tries", "disputes", "asked at"):
+    for name in ("invoice", "payment", "paid", "remaining", "credited", "asked (UTC)"):
         table.add_column(name)
     for number in numbers:
         row = found.get(number)
@@ -78,8 +78,12 @@ def payments(numbers: Annotated[list[str], typer.Argument(help="Numbers of invoi
             table.add_row(number, "not pushed, or not asked yet")
             continue
         amounts = [minor(one, currencies[number]) for one in (row.paid_minor, row.remaining_minor, row.credited_minor)]
-        asked = f"{row.checked_at:%Y-%m-%d %H:%M:%SZ}"
-        table.add_row(number, row.status, *amounts, str(row.attempts), row.disputes or "-", asked)
+        state = row.status
+        if row.attempts > 1:
+            state += f", {row.attempts} tries"
+        if row.disputes:
+            state += f", [red]disputed: {escape(row.disputes)}[/]"
+        table.add_row(number, state, *amounts, f"{row.checked_at:%m-%d %H:%M}")
     console.print(table)
 
 

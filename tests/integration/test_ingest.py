@@ -221,7 +221,9 @@ def test_the_process_delivers_to_the_broker_and_ends_well(bootstrap_servers: str
         process.kill()
         process.wait()
         log.close()
-    arrived = {wire.decode(message.value() or b"").id for message in read_topic(bootstrap_servers, "usage.events.v1")}
+    # Others may have sent garbage to the same topic.
+    values = [message.value() or b"" for message in read_topic(bootstrap_servers, "usage.events.v1")]
+    arrived = {wire.decode(value).id for value in values if b'"http-' in value}
     assert {"http-1", "http-2"} <= arrived
     assert all(json.loads(line)["service"] == "ingest" for line in (tmp_path / "ingest.log").read_text().splitlines())
 

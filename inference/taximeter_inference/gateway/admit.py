@@ -16,7 +16,7 @@ from taximeter_inference.gateway.authenticate import Caller
 from taximeter_inference.gateway.bodies import ClientBody, with_model
 from taximeter_inference.gateway.budget_view import Standing
 from taximeter_inference.gateway.counting import PromptCounter
-from taximeter_inference.gateway.errors import BudgetExhaustedError, GatewayError, UnpricedModelError
+from taximeter_inference.gateway.errors import BudgetError, BudgetExhaustedError, GatewayError, UnpricedModelError
 from taximeter_inference.gateway.leases import LeaseDesk
 from taximeter_inference.gateway.output_bound import OutputBounds
 from taximeter_inference.gateway.pricing import Quote, beside_pico, can_bound, price_of
@@ -111,13 +111,13 @@ class Admission:
         """Admit a request. Raises UnpricedModelError, the errors of budgets, and those of counting its prompt."""
         try:
             return await self._admit_some_model(caller, tags, body, operation, None)
-        except BudgetExhaustedError as error:
+        except BudgetError as error:
             if not tags.wait_seconds:
                 raise
             return await self._queue(caller, tags, body, operation, error)
 
     async def _queue(
-        self, caller: Caller, tags: Tags, body: ClientBody, operation: Operation, refused: BudgetExhaustedError
+        self, caller: Caller, tags: Tags, body: ClientBody, operation: Operation, refused: BudgetError
     ) -> Admitted:
         """Wait for room in the budget until the client's deadline; then the refusal stands."""
         deadline = time.monotonic() + min(tags.wait_seconds, self.settings.gateway_queue_seconds_max)
@@ -133,7 +133,7 @@ class Admission:
                 if self.room.is_first(ticket):
                     try:
                         return await self._admit_some_model(caller, tags, body, operation, min(left, TRY_SECONDS))
-                    except BudgetExhaustedError as error:
+                    except BudgetError as error:
                         refused = error
                 await _news(ticket.news, min(deadline - time.monotonic(), TRY_AGAIN_SECONDS))
         except DisplacedError:

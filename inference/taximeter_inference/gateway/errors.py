@@ -12,9 +12,10 @@ GatewayError
 ├── BodyTooLargeError         413 body_too_large
 ├── UnknownRouteError         404 unknown_route
 ├── MethodNotAllowedError     405 method_not_allowed
-├── BudgetExhaustedError      402 budget_exhausted
-├── InFlightBudgetError       402 in_flight_budget_exhausted
-├── BudgetUnavailableError    503 budget_unavailable
+├── BudgetError               there is no budget now: a request in no hurry may wait
+│   ├── BudgetExhaustedError      402 budget_exhausted
+│   │   └── InFlightBudgetError       402 in_flight_budget_exhausted
+│   └── BudgetUnavailableError    503 budget_unavailable
 ├── LeaseOverError            503 lease_over
 ├── UpstreamUnreachableError  502 upstream_unreachable
 ├── UpstreamTimeoutError      504 upstream_timeout
@@ -115,12 +116,21 @@ class MethodNotAllowedError(GatewayError):
     status, code = 405, "method_not_allowed"
 
 
-class BudgetExhaustedError(GatewayError):
+class BudgetError(GatewayError):
+    """There is no budget for this request now; one that is in no hurry may wait for it."""
+
+    outcome: Mapping[str, str] = {}
+    """What became of a request that was ready to wait: the queue was full, or its time was over."""
+
+    def details(self) -> dict[str, str]:
+        """What became of the waiting."""
+        return dict(self.outcome)
+
+
+class BudgetExhaustedError(BudgetError):
     """What is left of a budget does not pay for this request."""
 
     status, code, kind = 402, "budget_exhausted", "budget_exhausted"
-    outcome: Mapping[str, str] = {}
-    """What became of a request that was ready to wait: "queue_full", or that its time was over."""
 
     def __init__(
         self,
@@ -146,7 +156,7 @@ class InFlightBudgetError(BudgetExhaustedError):
     retry_after_seconds = 1
 
 
-class BudgetUnavailableError(GatewayError):
+class BudgetUnavailableError(BudgetError):
     """The keeper of budgets cannot be reached, and this budget says to refuse then."""
 
     status, code, kind = 503, "budget_unavailable", "service_unavailable"
