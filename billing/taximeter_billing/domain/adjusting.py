@@ -10,7 +10,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 from taximeter_billing.domain.contracts import Allowance, Discount, Meter
-from taximeter_billing.domain.split import largest_remainder, round_half, round_to_total
+from taximeter_billing.domain.split import exact_sum, largest_remainder, round_half, round_to_total
 from taximeter_billing.domain.takeback import VOID, Reserved
 from taximeter_billing.domain.tariffing import Standing
 
@@ -122,7 +122,7 @@ def _covered(standings: Sequence[Standing], terms: Allowance | Discount) -> dict
 
 def _take(standings: Sequence[Standing], exact: Mapping[str, Fraction], salt: str, meter: Meter | None = None) -> int:
     """Take exact shares from what is left, in whole pico-units that add up to their sum (half up). Returns that sum."""
-    whole = round_half(sum(exact.values(), Fraction(0)))
+    whole = round_half(exact_sum(exact.values()))
     for place, pico in round_to_total(exact, whole, salt).items():
         left = standings[int(place)].left
         if meter is not None:

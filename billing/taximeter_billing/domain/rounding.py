@@ -1,9 +1,8 @@
 """The one place where exact amounts become what a bank can pay: half up at the invoice's total, then to its lines."""
 
 from collections.abc import Mapping
-from fractions import Fraction
 
-from taximeter_billing.domain.split import round_to_total
+from taximeter_billing.domain.split import round_to_units
 from taximeter_schemas.money import pico_per_minor_unit
 
 
@@ -18,4 +17,4 @@ def round_lines(lines_pico: Mapping[str, int], currency: str, salt: str) -> tupl
     """The total in minor units, rounded once, and each line's share of it: the largest remainders get what is left over."""
     unit = pico_per_minor_unit(currency)
     total = round_half_up(sum(lines_pico.values()), currency)
-    return total, round_to_total({name: Fraction(amount, unit) for name, amount in lines_pico.items()}, total, salt)
+    return total, round_to_units(lines_pico, unit, total, salt)

@@ -8,11 +8,12 @@ within one unit of exact and everything adds up: sum of charges = sum of metered
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import add, attrgetter
 
 from taximeter_billing.domain.epochs import CacheRecords, Cell, Epoch, in_order, trace_epochs
 from taximeter_billing.domain.lots import Tallies, Tally, tally_uses
 from taximeter_billing.domain.shapley import shapley_credits
-from taximeter_billing.domain.split import round_half, round_to_total
+from taximeter_billing.domain.split import exact_sum, round_half, round_to_total
 from taximeter_billing.domain.storage import storage_costs
 from taximeter_billing.domain.waterfall import PROVIDER, waterfall_credits
 from taximeter_schemas.cache_policies import (
@@ -157,12 +158,11 @@ def _round_once(shares: Mapping[Cell, Fraction], salt: str) -> dict[Cell, int]:
 
     The total is half up where it is no whole number (storage alone; savings always are).
     """
-    tenants: dict[str, Fraction] = {}
     by_tenant: dict[str, dict[str, Fraction]] = {}
     for (tenant, sku), share in shares.items():
-        tenants[tenant] = tenants.get(tenant, Fraction(0)) + share
         by_tenant.setdefault(tenant, {})[sku] = share
-    whole = round_to_total(tenants, round_half(sum(tenants.values(), Fraction(0))), salt)
+    tenants = {tenant: exact_sum(own.values()) for tenant, own in by_tenant.items()}
+    whole = round_to_total(tenants, round_half(exact_sum(tenants.values())), salt)
     rounded: dict[Cell, int] = {}
     for tenant, cells in by_tenant.items():
         for sku, units in round_to_total(cells, whole[tenant], f"{salt}|{tenant}").items():
@@ -185,11 +185,13 @@ def _account(tally: Tally, reduction_pico: int, storage_pico: int) -> CellSaving
     )
 
 
+_FIELDS = attrgetter(*CellSavings.__dataclass_fields__)
+
+
 def _sum_by_tenant(accounts: Mapping[Cell, CellSavings]) -> dict[str, CellSavings]:
-    sums: dict[str, CellSavings] = {}
+    sums: dict[str, list[int]] = {}
     for (tenant, _), account in accounts.items():
-        so_far = sums.get(tenant, CellSavings())
-        sums[tenant] = CellSavings(
-            *(getattr(so_far, name) + getattr(account, name) for name in CellSavings.__dataclass_fields__)
-        )
-    return sums
+        so_far = sums.get(tenant)
+        values = _FIELDS(account)
+        sums[tenant] = list(values) if so_far is None else list(map(add, so_far, values))
+    return {tenant: CellSavings(*values) for tenant, values in sums.items()}

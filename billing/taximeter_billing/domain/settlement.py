@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -139,18 +139,17 @@ def _savings_by_span(spans: Mapping[int, Used], saved: int, salt: str) -> dict[s
     return largest_remainder(saved, weights, salt)
 
 
-def _by_scope(cell: Used) -> Iterator[tuple[str, str, Price, dict[str, int]]]:
-    for price, used in cell.by_price.values():
-        yield scope_of(price), price.model_dump_json(), price, used
+def _by_scope(cell: Used) -> list[tuple[str, Price, dict[str, int]]]:
+    """What was used at each price, in an order that depends on the prices alone."""
+    found = [(scope_of(price), price, used) for price, used in cell.by_price.values()]
+    if len(found) > 1:
+        found.sort(key=lambda entry: (entry[0], entry[1].model_dump_json()))
+    return found
 
 
 def _components(place: Place, cell: Used) -> tuple[Component, ...]:
     """Raises SettlementError when quantity times price is not what the events were rated at."""
-    parts = tuple(
-        part
-        for scope, _prices, price, used in sorted(_by_scope(cell), key=lambda entry: entry[:2])
-        for part in components(scope, price, used)
-    )
+    parts = tuple(part for scope, price, used in _by_scope(cell) for part in components(scope, price, used))
     list_off = sum(part.list_pico for part in parts) - cell.list_pico
     metered_off = sum(part.amount_pico for part in parts) - cell.metered_pico
     if list_off or metered_off:

@@ -5,7 +5,7 @@ whole total. These are the only places where a split is rounded. Who gets an odd
 sha256("salt|key"), so neither the order of the keys nor anybody's name decides it, and a replay decides the same.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from fractions import Fraction
 from hashlib import sha256
 from math import gcd
@@ -31,8 +31,8 @@ def largest_remainder(total: int, weights: Mapping[str, int], salt: str = "") ->
     exact = {key: divmod(abs(total) * weight, whole) for key, weight in weights.items()}
     floors = {key: floor for key, (floor, _) in exact.items()}
     left = abs(total) - sum(floors.values())
-    order = sorted(exact, key=lambda key: (-exact[key][1], _tie(salt, key), key))
-    return {key: sign * floor for key, floor in _hand_out(floors, order[:left]).items()}
+    shares = _hand_out(floors, {key: remainder for key, (_, remainder) in exact.items()}, left, salt)
+    return {key: sign * share for key, share in shares.items()}
 
 
 def round_to_total(exact: Mapping[str, Fraction], total: int, salt: str = "") -> dict[str, int]:
@@ -41,11 +41,25 @@ def round_to_total(exact: Mapping[str, Fraction], total: int, salt: str = "") ->
     Raises ValueError when the shares are too far from the total for that.
     """
     floors = {key: share.numerator // share.denominator for key, share in exact.items()}
+    return _hand_out(
+        floors, {key: share - floors[key] for key, share in exact.items()}, total - sum(floors.values()), salt
+    )
+
+
+def round_to_units(amounts: Mapping[str, int], unit: int, total: int, salt: str = "") -> dict[str, int]:
+    """The same for shares that are whole multiples of 1 / `unit`: `amounts` in such parts, the result in whole units."""
+    parts = {key: divmod(amount, unit) for key, amount in amounts.items()}
+    floors = {key: floor for key, (floor, _) in parts.items()}
     left = total - sum(floors.values())
-    if not 0 <= left <= len(floors):
-        raise ValueError(f"shares that sum to about {sum(floors.values())} cannot be rounded to a total of {total}")
-    order = sorted(floors, key=lambda key: (floors[key] - exact[key], _tie(salt, key), key))
-    return _hand_out(floors, order[:left])
+    return _hand_out(floors, {key: remainder for key, (_, remainder) in parts.items()}, left, salt)
+
+
+def exact_sum(shares: Iterable[Fraction]) -> Fraction:
+    """The sum of exact shares; those of one denominator are added as whole numbers, which is most of them."""
+    terms: dict[int, int] = {}
+    for share in shares:
+        terms[share.denominator] = terms.get(share.denominator, 0) + share.numerator
+    return _sum_pairwise(list(terms.items()))
 
 
 def round_half(exact: Fraction) -> int:
@@ -79,10 +93,22 @@ def _sum_pairwise(terms: list[tuple[int, int]]) -> Fraction:
     return _sum_pairwise(terms[:middle]) + _sum_pairwise(terms[middle:])
 
 
-def _hand_out(floors: Mapping[str, int], lucky: list[str]) -> dict[str, int]:
-    """One more unit for each of the lucky keys."""
+def _hand_out(
+    floors: Mapping[str, int], remainders: Mapping[str, int | Fraction], left: int, salt: str
+) -> dict[str, int]:
+    """One more unit for each of the `left` largest remainders; among equal ones the hash decides."""
+    if not 0 <= left <= len(floors):
+        raise ValueError(
+            f"shares that sum to about {sum(floors.values())} cannot be rounded: {left} units are left over"
+        )
     shares = dict(floors)
-    for key in lucky:
+    if not left:
+        return shares
+    ordered = sorted(remainders, key=remainders.__getitem__, reverse=True)
+    bound = remainders[ordered[left - 1]]
+    lucky = [key for key in ordered[:left] if remainders[key] != bound]
+    tied = sorted((key for key in ordered if remainders[key] == bound), key=lambda key: (_tie(salt, key), key))
+    for key in (*lucky, *tied[: left - len(lucky)]):
         shares[key] += 1
     return shares
 

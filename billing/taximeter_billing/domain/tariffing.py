@@ -12,7 +12,7 @@ from fractions import Fraction
 from taximeter_billing.domain.contracts import Meter, Tariff
 from taximeter_billing.domain.parcels import Parcel
 from taximeter_billing.domain.spans import Span
-from taximeter_billing.domain.split import largest_remainder, round_half, round_to_total
+from taximeter_billing.domain.split import exact_sum, largest_remainder, round_half, round_to_total
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def _price(tariff_id: str, meter: Meter, members: list[Standing], spans: Sequenc
         reach = reaches[str(segment)] = _Reach(tariff.mode, here, units, already)
         exact[str(segment)] = tariff.cost(reach.quantity, already, whole)
         already += reach.quantity
-    for segment_text, cost in round_to_total(exact, round_half(sum(exact.values(), Fraction(0))), salt).items():
+    for segment_text, cost in round_to_total(exact, round_half(exact_sum(exact.values())), salt).items():
         _share(tariff_id, meter, reaches[segment_text], cost, f"{salt}/{segment_text}")
 
 
@@ -140,6 +140,6 @@ def _scale_savings(standings: list[Standing], salt: str) -> None:
         listed = standing.parcel.list_of(Meter.INPUT)
         if standing.left[Meter.INPUT] != listed and listed:
             exact[str(place)] = Fraction(standing.savings_pico * standing.left[Meter.INPUT], listed)
-    whole = round_half(sum(exact.values(), Fraction(0)))
+    whole = round_half(exact_sum(exact.values()))
     for place_text, pico in round_to_total(exact, whole, f"{salt}/savings").items():
         standings[int(place_text)].savings_pico = pico
