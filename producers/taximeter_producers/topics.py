@@ -23,12 +23,13 @@ def ensure_topics(
     wanted = [NewTopic(topic.name, partitions, replication, config=topic.config) for topic in topics]
     created = []
     for name, future in admin.create_topics(wanted, operation_timeout=CREATE_SECONDS_MAX).items():
-        try:
-            future.result(CREATE_SECONDS_MAX)
+        # Not result(): the traceback of what it raises would tie this frame, hence the client, into a cycle of garbage, which
+        # the client's own thread may come to collect; librdkafka aborts the process then.
+        error = future.exception(CREATE_SECONDS_MAX)
+        if error is None:
             created.append(name)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise TopicsError(f"topic {name} cannot be created: {error}") from error
+        elif not isinstance(error, KafkaException) or error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            raise TopicsError(f"topic {name} cannot be created: {error}")
     _check_partitions(admin, topics, partitions)
     return created
 
