@@ -57,8 +57,8 @@ class Yard:
     def random(self) -> random.Random:
         return self.events.random
 
-    def meter(self, **settings: object) -> Worker:
-        """A new meter worker, started. `settings` are TAXIMETER_METER_... by their names in small letters."""
+    def meter(self, *, start: bool = True, **settings: object) -> Worker:
+        """A new meter worker, started unless told not to. `settings` are TAXIMETER_METER_... by their names in small letters."""
         environment = {
             "TAXIMETER_KAFKA_BOOTSTRAP_SERVERS": self.servers,
             "TAXIMETER_KAFKA_PARTITIONS": str(PARTITIONS),
@@ -75,7 +75,8 @@ class Yard:
             "meter", "taximeter_streams.meter", "TAXIMETER_METER_PORT", self.folder, environment, len(self.meters)
         )
         self.meters.append(worker)
-        worker.start()
+        if start:
+            worker.start()
         return worker
 
     def budgets(self) -> Worker:
