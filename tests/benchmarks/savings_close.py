@@ -1,6 +1,6 @@
 """How long the savings of a big period take: `python -m tests.benchmarks.savings_close` (10 million events, 1 million blocks).
 
-Makes the events inside ClickHouse's engine, then settles them under each policy through `UsageFold`. Memory is the peak of each
+Makes the events inside ClickHouse's engine, then settles them under each policy through `UsageFold`, as closing does. Memory is the peak of each
 process (VmHWM): of the engine, reset after the events are made, and of this one.
 """
 
@@ -96,10 +96,12 @@ def main() -> None:
                     continue
                 began, engine, ours = time.monotonic(), cpu_seconds(face.pid), time.process_time()
                 fold = UsageFold(client, [TenantSpan(tenant, START, END) for tenant in TENANTS], [CARD])
+                used = fold.gathered(TENANTS)
                 result = fold.savings(load_cache_policy(policy, {}), "bench")
                 seconds = time.monotonic() - began
                 metered = sum(account.metered_pico for account in result.by_tenant.values())
                 whole = sum(result.charges_pico.values()) == metered + result.provider_retained_pico
+                whole &= sum(one.events for spans in used.cells.values() for one in spans.values()) == counted[0]
                 own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
                 cpu = f"{cpu_seconds(face.pid) - engine:.1f} | {time.process_time() - ours:.1f}"
                 peaks = f"{peak_mb(face.pid)} | {own}"
