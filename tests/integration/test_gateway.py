@@ -237,7 +237,9 @@ def test_routes_and_tenants_that_are_not_served(stack: GatewayStack, client: Cli
     await_true(lambda: client.chat("m-json", "a").status_code == 401, lambda: "the key is disabled")
     suspended = Client(client.url, declare(stack, f"{tenant}-s", status="suspended"))
     assert suspended.chat("m-json", "a").json()["error"]["code"] == "tenant_suspended"
-    assert "taximeter_gateway_requests_total" in httpx.get(f"{client.url}/metrics", timeout=SECONDS_MAX).text
+    metrics = httpx.get(f"{client.url}/metrics", timeout=SECONDS_MAX).text
+    assert "taximeter_gateway_requests_total" in metrics
+    assert {"taximeter_gateway_spool_bytes 0.0", "taximeter_gateway_unsafe_events 0.0"} <= set(metrics.splitlines())
 
 
 def budget(tenant: str, limit_pico: int, **fields: object) -> Budget:

@@ -132,6 +132,8 @@ class Gateway:
         )
         await asyncio.to_thread(self._lease_log.wait_ready, START_SECONDS_MAX)
         metrics.RESERVED.set_function(lambda: self._desk.reservations)
+        metrics.SPOOL_BYTES.set_function(lambda: self._sink.waiting()["spool_bytes"])
+        metrics.UNSAFE_EVENTS.set_function(lambda: self._sink.waiting()["unsafe_events"])
         self._started = True
 
     def begin_to_stop(self) -> None:

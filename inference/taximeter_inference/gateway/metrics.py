@@ -17,6 +17,8 @@ SECONDS = Histogram(
 )
 UNDER_WAY = Gauge("taximeter_gateway_requests_under_way", "Requests under way")
 RESERVED = Gauge("taximeter_gateway_reservations", "Requests that hold a budget reservation")
+SPOOL_BYTES = Gauge("taximeter_gateway_spool_bytes", "Bytes of usage events that wait on disk for the broker")
+UNSAFE_EVENTS = Gauge("taximeter_gateway_unsafe_events", "Usage events that are neither at the broker nor on disk yet")
 
 
 def observe(operation: Operation | None, status: int, code: str, seconds: float) -> None:
