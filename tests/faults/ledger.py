@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+import msgspec
+
+from taximeter_schemas import wire
 from taximeter_schemas.control import ControlKind, ControlRecord
 from taximeter_schemas.rate_cards import Price, RateCard
 from taximeter_schemas.tenants import Tenant
@@ -54,6 +57,10 @@ class Usage(NamedTuple):
         """The mapping that a producer takes."""
         envelope = {"specversion": "1.0", "id": self.event_id, "source": self.source, "type": "taximeter.usage.v1"}
         return {**envelope, "time": self.time.isoformat(), "data": dict(self.data)}
+
+    def as_struct(self) -> wire.UsageEvent:
+        """The same for a producer's hot path."""
+        return wire.decode(msgspec.json.encode(self.as_json()))
 
 
 def cost(usage: Usage, factor: int = 1) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ LARGE: dict[str, Any] = {"batch_events_max": 50_000, "linger_ms": 2_000, "sessio
 def send_many(load: Load, usages: list[Usage]) -> None:
     """As fast as the producer takes them; where its queue is full, it is waited for."""
     for usage in usages:
-        while not load.send(usage):
+        while not load.send(usage, fast=True):
             load.flush()
     load.flush()
 
@@ -47,12 +47,12 @@ def test_killed_and_cut_within_a_large_block_then_folded_another_way(yard: Yard)
     """By columns first, then by rows: the same block under the same token, whoever wrote it. Poison and repetitions in it."""
     raw = Producer({"bootstrap.servers": yard.servers})
     with yard.load() as load:
-        usages = [yard.events.event() for _ in range(60_000)]
-        send_many(load, usages[:40_000])
+        usages = [yard.events.event() for _ in range(44_000)]
+        send_many(load, usages[:30_000])
         for number in range(40):
             raw.produce(USAGE_EVENTS.name, b'{"specversion": "1.0", "number": %d' % number)
         assert raw.flush(60) == 0
-        send_many(load, [*usages[40_000:], *usages[::50]])
+        send_many(load, [*usages[30_000:], *usages[::50]])
     by_columns = yard.meter(start=False, kernel="required", **LARGE)
     strike(yard, Place.MID_BODY, by_columns)
     strike(yard, Place.AFTER, by_columns)
@@ -64,14 +64,14 @@ def test_killed_and_cut_within_a_large_block_then_folded_another_way(yard: Yard)
     assert largest_batch(yard) >= 10_000
     by_columns.start()
     with yard.load() as load:
-        send_many(load, usages[:20_000])
+        send_many(load, usages[:8_000])
     yard.check()
 
 
 def test_a_rollup_fails_clickhouse_dies_and_an_owner_sleeps_under_large_batches(yard: Yard) -> None:
     """Raw rows of a large block without their rollup; the server dead within one; a late one against a new owner's shorter."""
     with yard.load() as load:
-        send_many(load, [yard.events.event() for _ in range(44_000)])
+        send_many(load, [yard.events.event() for _ in range(42_000)])
         first = yard.meter(start=False, kernel="required", **LARGE)
         migrate(yard.client)
         with full_table(yard.client, "usage_daily"):

@@ -1,5 +1,7 @@
 """Workers that come and go, and a worker that is stuck: health is asked for all the while, and tells the truth."""
 
+from taximeter_streams.meter.pulse import STUCK_SECONDS_MAX
+from taximeter_streams.meter.settings import MeterSettings
 from tests.faults.clickhouse_proxy import Place
 from tests.faults.processes import Worker, await_true
 from tests.faults.yard import PARTITIONS, Yard
@@ -42,6 +44,7 @@ def test_workers_come_and_go_every_few_batches(yard: Yard) -> None:
 
 def test_a_stuck_worker_says_so_and_names_the_partition(yard: Yard) -> None:
     """Its insert never returns. Heartbeats go on in librdkafka's own thread, so only its own health can tell."""
+    assert STUCK_SECONDS_MAX + MeterSettings().meter_linger_ms / 1000 < 10
     worker = yard.meter()
     worker.await_ready()
     with yard.load() as load:

@@ -3,7 +3,9 @@
 from signal import SIGKILL
 
 from tests.faults.clickhouse_proxy import Place
+from tests.faults.processes import await_true
 from tests.faults.yard import Yard
+from tests.kafka_broker import ApacheKafka
 
 
 def test_killed_within_an_insert(yard: Yard) -> None:
@@ -21,6 +23,36 @@ def test_killed_within_an_insert(yard: Yard) -> None:
             if death == 2:
                 meter.lose_index()
             meter.start()
+    yard.check()
+
+
+def test_killed_between_insert_and_spend_and_between_spend_and_commit(yard: Yard, kafka: ApacheKafka) -> None:
+    """First the log goes away within the insert, so the index is marked and no spend can be told. Then the commit is lost."""
+    meter = yard.meter(session_timeout_ms=6_000)
+    meter.await_ready()
+    with yard.load() as load:
+        trap = yard.proxy.trap(Place.AFTER, goes_on=True)
+        load.send_all([yard.events.event() for _ in range(200)])
+        load.flush()
+        trap.await_caught()
+        kafka.kill()
+        try:
+            trap.release()
+            await_true(
+                lambda: meter.ask("/healthz")[1].get("step") == "spend",
+                lambda: f"it wants to tell spend: {meter.ask('/healthz')}\n{meter.child.log_tail(20)}",
+            )
+            meter.kill()
+        finally:
+            kafka.start()
+        meter.start()
+        load.send_all([yard.events.event() for _ in range(100)])
+        load.flush()
+        yard.settle()
+        meter.child.stop()
+        yard.forget_commits()
+        meter.start()
+        load.send_all([yard.events.event() for _ in range(100)])
     yard.check()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from signal import SIGKILL
 
 from clickhouse_connect.driver.client import Client
-from confluent_kafka import TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from taximeter.reconcile.log_ends import log_ends
@@ -160,6 +160,14 @@ class Yard:
 
     def _migrated(self) -> bool:
         return bool(self.client.query("EXISTS usage_counts_hourly").result_rows[0][0])
+
+    def forget_commits(self) -> None:
+        """Take back every offset that the meters' group has committed. No member may be there."""
+        places = [TopicPartition(USAGE_EVENTS.name, partition, 0) for partition in range(PARTITIONS)]
+        admin = AdminClient({"bootstrap.servers": self.servers})
+        group = ConsumerGroupTopicPartitions(f"meter-{self.mark}", places)
+        for future in admin.alter_consumer_group_offsets([group]).values():
+            future.result(60)
 
     def logs(self) -> str:
         """What each worker says of itself, and the end of its log."""
