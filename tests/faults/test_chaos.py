@@ -7,5 +7,5 @@ from tests.kafka_broker import ApacheKafka
 
 def test_a_round_of_chaos(yard: Yard, kafka: ApacheKafka) -> None:
     yard.budgets()
-    found, told = run_round(yard, kafka, steps=8, broker_seconds_max=3)
+    found, told = run_round(yard, kafka, steps=6, broker_seconds_max=3)
     assert not found, "\n".join([*told, *found[:20], yard.logs()])
