@@ -2,8 +2,9 @@
 
     python tiny_models.py FOLDER
 
-A two-layer Llama with a byte-level BPE tokenizer and a chat template, two LoRA adapters for it, and the same kind of model
-as an embedding model and as a reranker. They say nothing sensible; they count, cache and stop as large ones do.
+A small Llama with a byte-level BPE tokenizer and a chat template, two LoRA adapters for it, and a smaller one as an embedding
+model and as a reranker. They say nothing sensible; they count, cache and stop as large ones do. The first is large enough for a
+long prompt to take its time, as it does on a real one: what a shared cache gives away by time is to be seen on it.
 """
 
 import json
@@ -15,7 +16,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-HIDDEN, LAYERS, HEADS, INTERMEDIATE, POSITIONS = 128, 2, 4, 256, 4096
+HEADS, POSITIONS = 4, 4096
+LARGER = {"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 1024}
+SMALLER = {"hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 256}
 VOCABULARY = 384
 LORA_RANK = 8
 ADAPTERS = ("adapter-a", "adapter-b")
@@ -50,21 +53,19 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_config(tokenizer: PreTrainedTokenizerFast, **labels: int) -> LlamaConfig:
-    """The smallest Llama that has everything a large one has."""
+def make_config(tokenizer: PreTrainedTokenizerFast, size: dict[str, int], **labels: int) -> LlamaConfig:
+    """A Llama that has everything a large one has."""
     return LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=INTERMEDIATE,
-        num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
-        head_dim=HIDDEN // HEADS,
+        head_dim=size["hidden_size"] // HEADS,
         max_position_embeddings=POSITIONS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,
+        **size,
         **labels,
     )
 
@@ -74,11 +75,12 @@ def make_adapter(folder: Path, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
     weights = {}
-    for layer in range(LAYERS):
+    hidden = LARGER["hidden_size"]
+    for layer in range(LARGER["num_hidden_layers"]):
         for name in ("q_proj", "v_proj"):
             prefix = f"base_model.model.model.layers.{layer}.self_attn.{name}"
-            weights[f"{prefix}.lora_A.weight"] = torch.randn(LORA_RANK, HIDDEN, generator=generator)
-            weights[f"{prefix}.lora_B.weight"] = torch.randn(HIDDEN, LORA_RANK, generator=generator)
+            weights[f"{prefix}.lora_A.weight"] = torch.randn(LORA_RANK, hidden, generator=generator)
+            weights[f"{prefix}.lora_B.weight"] = torch.randn(hidden, LORA_RANK, generator=generator)
     save_file(weights, folder / "adapter_model.safetensors")
     config = {
         "peft_type": "LORA",
@@ -98,9 +100,9 @@ def main(folder: Path) -> None:
     tokenizer = make_tokenizer()
     torch.manual_seed(20261124)
     for name, model in (
-        ("generator", LlamaForCausalLM(make_config(tokenizer))),
-        ("embedder", LlamaForCausalLM(make_config(tokenizer))),
-        ("reranker", LlamaForSequenceClassification(make_config(tokenizer, num_labels=1))),
+        ("generator", LlamaForCausalLM(make_config(tokenizer, LARGER))),
+        ("embedder", LlamaForCausalLM(make_config(tokenizer, SMALLER))),
+        ("reranker", LlamaForSequenceClassification(make_config(tokenizer, SMALLER, num_labels=1))),
     ):
         model.to(torch.float32).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)

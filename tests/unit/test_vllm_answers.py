@@ -9,7 +9,7 @@ import pytest
 
 from taximeter_inference.forwarding import Forwarded
 from taximeter_inference.gateway.salt import PoolKeys
-from taximeter_inference.vllm.answers import AnswerMeter, AnswerReader
+from taximeter_inference.vllm.answers import AnswerMeter, AnswerReader, tokens_of
 from taximeter_inference.vllm.errors import ForeignAdapterError
 from taximeter_inference.vllm.middleware import Middleware
 from taximeter_inference.vllm.settings import WorkerSettings
@@ -24,17 +24,16 @@ TAGS = Forwarded("acme", "chat", "gateway-1:aa:7", "root-1", "duo")
 CHAT = "/v1/chat/completions"
 
 
-def read(*pieces: bytes) -> tuple[int | None, int | None, Outcome]:
-    """Prompt and output tokens and outcome of an answer in those pieces."""
+def read(*pieces: bytes) -> tuple[int, int, int, Outcome]:
+    """Uncached and cached input, output and outcome of an answer in those pieces."""
     reader = AnswerReader()
     reader.status, reader.ended = 200, True
     for piece in pieces:
         reader.feed(piece)
     usage = reader.usage()
     assert usage is not None
-    prompt = usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens
-    output = usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens
-    return prompt, output, reader.outcome
+    tokens = tokens_of(usage)
+    return tokens.uncached_input, tokens.cache_read.gpu, tokens.output, reader.outcome
 
 
 @pytest.mark.parametrize(
@@ -42,21 +41,31 @@ def read(*pieces: bytes) -> tuple[int | None, int | None, Outcome]:
     [
         # one object
         ((b'{"choices":[{"finish_reason":"stop"}],"usage":{"prompt_tokens":3,', b'"completion_tokens":2}}'),
-         (3, 2, Outcome.COMPLETED)),
+         (3, 0, 2, Outcome.COMPLETED)),
         # a stream that tells its usage with every piece, cut anywhere
         ((b'data: {"usage":{"prompt_tokens":3,"completion_tokens":1}}\n\nda',
           b'ta: {"choices":[{"finish_reason": "length"}],"usage":{"prompt_tokens":3,"completion_tokens":9}}\n\n'),
-         (3, 9, Outcome.LENGTH)),
+         (3, 0, 9, Outcome.LENGTH)),
         # messages: the input first, the output last
         ((b'event: message_start\ndata: {"message":{"usage":{"input_tokens":5,"output_tokens":0}}}\n\n',
           b'event: message_delta\ndata: {"usage":{"output_tokens":4}}\n\n'),
-         (5, 4, Outcome.COMPLETED)),
+         (5, 0, 4, Outcome.COMPLETED)),
+        # messages: what came from the cache stands beside the rest
+        ((b'event: message_start\ndata: {"message":{"usage":{"input_tokens":70,"output_tokens":0}}}\n\n',
+          b'data: {"delta":{"stop_reason":"max_tokens"},"usage":{"input_tokens":4,"output_tokens":9,'
+          b'"cache_read_input_tokens":64,"cache_creation_input_tokens":2}}\n\n'),
+         (6, 64, 9, Outcome.LENGTH)),
         # responses
         ((b'data: {"type":"response.completed","response":{"usage":{"input_tokens":5,"output_tokens":4}}}\n\n',),
-         (5, 4, Outcome.COMPLETED)),
+         (5, 0, 4, Outcome.COMPLETED)),
+        ((b'{"status":"incomplete","incomplete_details":{"reason":"max_output_tokens"},"usage":{"input_tokens":5,',
+          b'"output_tokens":4,"input_tokens_details":{"cached_tokens":3}}}'),
+         (2, 3, 4, Outcome.LENGTH)),
     ],
 )  # fmt: skip
-def test_usage_is_read_from_every_kind_of_answer(pieces: tuple[bytes, ...], expected: tuple[int, int, Outcome]) -> None:
+def test_usage_is_read_from_every_kind_of_answer(
+    pieces: tuple[bytes, ...], expected: tuple[int, int, int, Outcome]
+) -> None:
     """Whole or as a stream, of every endpoint."""
     assert read(*pieces) == expected
 

@@ -1,6 +1,8 @@
 """The workers of the suite, each shared by the tests that need nothing else of it than to be there."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,17 @@ LORA = (
 )  # fmt: skip
 
 
+@contextmanager
+def started(worker: VllmWorker) -> Iterator[VllmWorker]:
+    """Start it, and end it afterwards."""
+    worker.begin_start()
+    try:
+        worker.await_start()
+        yield worker
+    finally:
+        worker.stop()
+
+
 @pytest.fixture(scope="session")
 def generator(bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmWorker]:
     """A generator with two adapters, of which adapter-b belongs to globex."""
@@ -21,12 +34,8 @@ def generator(bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory) 
         arguments=LORA,
         settings={"TAXIMETER_WORKER_ADAPTERS": '{"adapter-b": ["globex"]}', "VLLM_SERVER_DEV_MODE": "1"},
     )
-    worker.begin_start()
-    try:
-        worker.await_start()
+    with started(worker):
         yield worker
-    finally:
-        worker.stop()
 
 
 @pytest.fixture(scope="session")
@@ -38,12 +47,8 @@ def embedder(bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory) -
         model="embedder",
         arguments=("--runner", "pooling", "--convert", "embed"),
     )
-    worker.begin_start()
-    try:
-        worker.await_start()
+    with started(worker):
         yield worker
-    finally:
-        worker.stop()
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +57,18 @@ def unsalted(bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory) -
     worker = VllmWorker(
         tmp_path_factory.mktemp("unsalted"), bootstrap_servers, settings={"TAXIMETER_WORKER_ISOLATION": "off"}
     )
-    worker.begin_start()
-    try:
-        worker.await_start()
+    with started(worker):
         yield worker
-    finally:
-        worker.stop()
+
+
+@pytest.fixture(scope="session")
+def drifted(bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmWorker]:
+    """A generator that the plugin does not know, and meters by its answers."""
+    worker = VllmWorker(
+        tmp_path_factory.mktemp("drifted"),
+        bootstrap_servers,
+        settings={"TAXIMETER_WORKER_ON_DRIFT": "middleware"},
+        program=(str(Path(__file__).with_name("drifted_server.py")),),
+    )
+    with started(worker):
+        yield worker

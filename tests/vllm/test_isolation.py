@@ -1,14 +1,28 @@
 """No tenant sees another's prefix: not by counts, not by time; and where isolation is off, the audit tells by name."""
 
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
 import pytest
+from standardwebhooks import Webhook
 
 from taximeter_inference.gateway.salt import PoolKeys
+from taximeter_producers.control import publish
+from taximeter_schemas.control import ControlKind, ControlRecord
 from taximeter_schemas.events import Attribution
-from tests.vllm.prompt_probe import ROUNDS, probe
+from taximeter_schemas.tenants import AlertEndpoint
+from tests.gateway_stack import PARTITIONS, Service, await_true
+from tests.vllm.prompt_probe import ROUNDS, SIGNIFICANCE, probe
 from tests.vllm.worker_process import BLOCK_SIZE, VllmWorker
 
 pytestmark = pytest.mark.vllm
 
+WEBHOOK_SECRET = "whsec_" + "c2VjcmV0" * 6
 PROMPT = "A prompt that several tenants send, word for word, and that fills some blocks of the cache. " * 4
 
 
@@ -62,21 +76,71 @@ def test_a_cleared_cache_is_told(generator: VllmWorker) -> None:
 
 
 def test_no_incident_under_salts(generator: VllmWorker) -> None:
-    """The probe fails: no count leads anywhere."""
+    """The probe fails: no count leads anywhere, and times are alike."""
     result = probe(generator)
     print(f"with salts: {result}")
     assert result.found_by_count == 0
+    assert result.chance > SIGNIFICANCE
     assert "cache isolation incident" not in generator.log
+    assert all("cache.incident" not in event.data.attributes for event in generator.events())
 
 
-def test_without_salts_the_probe_finds_everything_and_the_audit_tells(unsalted: VllmWorker) -> None:
-    """By count always; each such hit is an incident that names both tenants."""
+@pytest.fixture
+def told(unsalted: VllmWorker, tmp_path: Path) -> Iterator[list[dict[str, Any]]]:
+    """What the operator's endpoint gets from the alerts service."""
+    taken: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            Webhook(WEBHOOK_SECRET).verify(body, dict(self.headers))
+            taken.append(json.loads(body))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = AlertEndpoint(id="ops", url=f"http://127.0.0.1:{server.server_address[1]}/", secret=WEBHOOK_SECRET)
+    now = datetime.now(UTC)
+    record = ControlRecord(
+        kind=ControlKind.ALERT_ENDPOINT, id="ops", body=endpoint.model_dump(mode="json"), recorded_at=now
+    )
+    publish(unsalted.bootstrap_servers, [record])
+    environment = {
+        "TAXIMETER_KAFKA_BOOTSTRAP_SERVERS": unsalted.bootstrap_servers,
+        "TAXIMETER_KAFKA_PARTITIONS": str(PARTITIONS),
+        "TAXIMETER_STATE_DIR": str(tmp_path / "state"),
+    }
+    service = Service("taximeter_streams.alerts", "TAXIMETER_ALERTS_PORT", environment, tmp_path)
+    service.start()
+    yield taken
+    service.child.stop()
+    server.shutdown()
+    server.server_close()
+    publish(unsalted.bootstrap_servers, [record.model_copy(update={"body": None})])
+
+
+def test_without_salts_the_probe_finds_everything_and_the_audit_tells(
+    unsalted: VllmWorker, told: list[dict[str, Any]]
+) -> None:
+    """By count and by time; each such hit is an incident, and the operator is told of it by name."""
     result = probe(unsalted)
     print(f"without salts: {result}")
     assert result.found_by_count == ROUNDS
-    # By time it finds some on a quiet machine; what a busy one leaves of a tiny model's milliseconds is printed, not asserted.
+    assert result.chance < SIGNIFICANCE
     hits = [e for e in unsalted.events() if e.data.tenant == "attacker" and e.data.tokens.cache_read.gpu]
     assert len(hits) >= ROUNDS
-    assert any(event.data.attributes.get("cache.incident") == "foreign_pool" for event in hits)
-    assert "cache isolation incident: attacker (pool tenant:attacker) hit blocks that victim warmed" in unsalted.log
+    assert {event.data.attributes.get("cache.incident") for event in hits} == {"foreign_pool"}
     assert unsalted.own_total("taximeter_isolation_incidents_total") >= ROUNDS
+    await_true(lambda: bool(told), lambda: unsalted.log[-2_000:])
+    # Once, however often it happened.
+    (alert,) = told
+    assert alert["type"] == "isolation.incident"
+    said = (
+        "cache isolation incident: attacker (pool tenant:attacker) hit blocks that victim warmed in pool tenant:victim"
+    )
+    assert alert["data"]["message"].startswith(said)
+    assert said in unsalted.log

@@ -1,4 +1,5 @@
-"""What stopping a worker loses: nothing when it is asked to stop; when it is killed, what was in the engine, by name.
+"""What an end by force costs: nothing when a worker is told to stop or its engine dies; when it is killed, what was in the
+engine, by name. The engine is halted first, so that its own counters can be read and stay what they are.
 
 These tests end the workers that the others share, so they come last.
 """
@@ -6,60 +7,115 @@ These tests end the workers that the others share, so they come last.
 import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from taximeter_inference.vllm.journal import Journal
 from taximeter_schemas.events import Outcome
-from tests.vllm.worker_process import SECONDS_MAX, VllmWorker
+from tests.gateway_stack import await_true
+from tests.vllm.worker_process import SECONDS_MAX, VllmWorker, engine_sum
 
 pytestmark = pytest.mark.vllm
 
 BODY = {"model": "tiny", "prompt": "Do not stop. " * 9, "max_tokens": 1900, "ignore_eos": True, "stream": True}
 
 
-def test_kill_leaves_a_gap_that_is_named(unsalted: VllmWorker) -> None:
-    """What was in the engine at kill -9 has no event: its number is missing, and the journal names it."""
-    done = len(unsalted.events())
-    with unsalted.stream("/v1/completions", BODY, unsalted.headers("victim")) as stream:
-        lines = stream.iter_lines()
-        next(lines)
-        short = {"model": "tiny", "prompt": "A", "max_tokens": 1}
-        assert unsalted.post("/v1/completions", short).status_code == 200
-        events = unsalted.await_events(done + 1)
-        unsalted.stop(signal.SIGKILL)
-    numbers = [event.data.worker.sequence for event in events if event.data.worker]
-    missing = sorted(set(range(max(numbers) + 1)) - set(numbers))
-    assert len(missing) == 1
-    journal = Journal(unsalted.state_dir / "vllm" / f"{unsalted.worker_id}.open")
-    assert journal.adopt("the next start")[1] == missing
-    journal.close()
+@contextlib.contextmanager
+def streaming(worker: VllmWorker, count: int) -> Iterator[list[str]]:
+    """Clients in the middle of their streams, who do not leave within. What each read last, once they are done."""
+    started, told, last = threading.Barrier(count + 1), threading.Event(), [""] * count
 
-
-def test_sigterm_loses_nothing(generator: VllmWorker) -> None:
-    """Requests that run when the worker is told to stop have events too, and its numbers have no hole."""
-    known = len(generator.events())
-    started, told = threading.Barrier(4), threading.Event()
-
-    def ask() -> None:
-        with contextlib.suppress(httpx.TransportError), generator.stream("/v1/completions", BODY) as stream:
+    def ask(number: int) -> None:
+        with contextlib.suppress(httpx.TransportError), worker.stream("/v1/completions", BODY) as stream:
             lines = stream.iter_lines()
             next(lines)
             started.wait(SECONDS_MAX)
-            # A client that does not leave: the server waits for it, its events do not.
             told.wait(SECONDS_MAX)
+            for line in lines:
+                last[number] = line or last[number]
 
-    threads = [threading.Thread(target=ask) for _ in range(3)]
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(count)]
     for thread in threads:
         thread.start()
     started.wait(SECONDS_MAX)
-    generator.signal(signal.SIGTERM)
-    events = generator.await_events(known + 3)
-    told.set()
-    for thread in threads:
-        thread.join()
+    try:
+        yield last
+    finally:
+        told.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_kill_leaves_a_gap_that_is_named(embedder: VllmWorker) -> None:
+    """What was in the engine at kill -9 has no event: its number is missing, and the journal names it."""
+    done = len(embedder.events())
+    text = {"model": "tiny", "input": "A"}
+    assert embedder.post("/v1/embeddings", text).status_code == 200
+    embedder.await_events(done + 1)
+    embedder.signal_engine(signal.SIGSTOP)
+
+    def ask() -> None:
+        with contextlib.suppress(httpx.TransportError):
+            embedder.post("/v1/embeddings", text)
+
+    waiting = threading.Thread(target=ask)
+    waiting.start()
+    journal = embedder.state_dir / "vllm" / f"{embedder.worker_id}.open"
+    await_true(lambda: lost_numbers(journal.read_bytes()) != [], lambda: "the request does not reach the engine")
+    embedder.stop(signal.SIGKILL)
+    waiting.join()
+    events = embedder.events()
+    numbers = [event.data.worker.sequence for event in events if event.data.worker]
+    assert numbers == list(range(done + 1))
+    successor = Journal(journal)
+    assert successor.adopt("the next start")[1] == [done + 1]
+    successor.close()
+
+
+def lost_numbers(journal: bytes) -> list[int]:
+    """The numbers in a journal's slots that are not cleared."""
+    slots = journal[256:]
+    found = (int.from_bytes(slots[at : at + 8], "little") for at in range(0, len(slots), 8))
+    return [value for value in found if value]
+
+
+def test_an_engine_that_dies_is_a_server_error(unsalted: VllmWorker) -> None:
+    """Streams and whole answers under way end as errors; what the engine had counted until then is in their events."""
+    known = len(unsalted.events())
+    statuses: list[int] = []
+    whole = {**BODY, "stream": False, "prompt": "As a whole. " * 9}
+    waiting = threading.Thread(
+        target=lambda: statuses.append(unsalted.post("/v1/completions", whole).status_code), daemon=True
+    )
+    with streaming(unsalted, 2) as last:
+        waiting.start()
+        unsalted.await_gauge("num_requests_running", 3)
+        unsalted.signal_engine(signal.SIGSTOP)
+        counted = unsalted.counters_at_rest()
+        unsalted.signal_engine(signal.SIGKILL)
+        events = unsalted.await_events(known + 3)
+    waiting.join(SECONDS_MAX)
+    assert {event.data.outcome for event in events[known:]} == {Outcome.ERROR}
+    assert all(event.data.tokens.output > 0 for event in events[known:])
+    # Every request since the worker's start is in both.
+    assert engine_sum(events) == counted
+    assert all("error" in line for line in last), last
+    assert statuses == [500]
+
+
+def test_sigterm_loses_nothing(generator: VllmWorker) -> None:
+    """Requests that run when the worker is told to stop have events too; its numbers have no hole, and its sums no difference."""
+    known = len(generator.events())
+    with streaming(generator, 3):
+        generator.signal_engine(signal.SIGSTOP)
+        counted = generator.counters_at_rest()
+        generator.signal(signal.SIGTERM)
+        events = generator.await_events(known + 3)
     generator.await_end()
-    assert all(event.data.outcome in (Outcome.ABORTED, Outcome.ERROR) for event in events[known:])
+    assert {event.data.outcome for event in events[known:]} <= {Outcome.ABORTED, Outcome.ERROR}
     assert all(event.data.tokens.output > 0 for event in events[known:])
     assert [event.data.worker.sequence for event in events if event.data.worker] == list(range(len(events)))
+    # Everything that the other tests asked of this worker is in both.
+    assert engine_sum(events) == counted

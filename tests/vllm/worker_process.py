@@ -22,6 +22,7 @@ from taximeter_producers.topics import ensure_topics
 from taximeter_schemas import wire
 from taximeter_schemas.events import Operation, input_tokens
 from taximeter_schemas.topics import USAGE_EVENTS
+from tests.gateway_stack import PARTITIONS
 from tests.topic_reader import read_topic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,10 +32,10 @@ START_SECONDS_MAX = 900.0
 SECONDS_MAX = 120.0
 BLOCK_SIZE = 32
 SECRET = "a forwarding secret for the tests"
-_SERVER = (
-    "-m", "vllm.entrypoints.launchers.api_server.entry", "--host", "127.0.0.1", "--dtype", "float32",
-    "--enforce-eager", "--enable-prompt-tokens-details", "--max-model-len", "2048", "--max-num-seqs", "64",
-    "--disable-uvicorn-access-log", "--middleware", "taximeter_inference.vllm.Middleware",
+SERVER = ("-m", "vllm.entrypoints.launchers.api_server.entry")
+_OPTIONS = (
+    "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--enable-prompt-tokens-details",
+    "--max-num-seqs", "64", "--disable-uvicorn-access-log", "--middleware", "taximeter_inference.vllm.Middleware",
 )  # fmt: skip
 
 
@@ -63,6 +64,8 @@ class VllmWorker:
     model: str = "generator"
     arguments: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
+    program: tuple[str, ...] = SERVER
+    context_tokens: int = 4_096
 
     def __post_init__(self) -> None:
         self.port = free_port()
@@ -92,13 +95,17 @@ class VllmWorker:
             "replay_endpoint": f"{self.kv_events}-replay",
         }
         served += ("--block-size", str(BLOCK_SIZE), "--kv-events-config", json.dumps(events))
+        served += ("--max-model-len", str(self.context_tokens))
         self._child = ChildProcess(
-            "vllm", (str(PYTHON), *_SERVER, *served, *self.arguments), environment, self.folder / "vllm.log"
+            "vllm",
+            (str(PYTHON), *self.program, *_OPTIONS, *served, *self.arguments),
+            environment,
+            self.folder / "vllm.log",
         )
 
     def begin_start(self) -> None:
         """Start it without waiting."""
-        ensure_topics(self.bootstrap_servers, 1, 1)
+        ensure_topics(self.bootstrap_servers, PARTITIONS, 1)
         self._child.start()
 
     def await_start(self) -> None:
@@ -131,9 +138,27 @@ class VllmWorker:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._child.pid, signal.SIGKILL)
 
+    def signal_engine(self, number: signal.Signals) -> None:
+        """Send the engine's own process a signal: stopped, it counts no further."""
+        (engine,) = _children(
+            self._child.pid or 0, "EngineCor"
+        )  # The kernel keeps 15 characters of "VLLM::EngineCore".
+        os.kill(engine, number)
+
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
         self._child.signal(number)
+
+    def counters_at_rest(self) -> "Counters":
+        """The engine's own totals, once they do not change any more."""
+        found = self.counters()
+        deadline = time.monotonic() + SECONDS_MAX
+        while True:
+            time.sleep(0.3)
+            before, found = found, self.counters()
+            if found == before:
+                return found
+            assert time.monotonic() < deadline, f"still counting: {found}"
 
     def await_end(self) -> None:
         """Wait until it has ended by itself. Raises subprocess.TimeoutExpired."""
@@ -213,6 +238,17 @@ class VllmWorker:
         return events
 
 
+def _children(parent: int, name: str) -> list[int]:
+    """The processes directly under that one whose command names so."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            command, _, rest = status.read_text().rpartition(")")
+            if int(rest.split()[1]) == parent and name in command:
+                found.append(int(status.parent.name))
+    return found
+
+
 @dataclass(frozen=True)
 class Counters:
     """Token totals: as the engine's Prometheus counters have them, or as events add up to."""
@@ -220,6 +256,9 @@ class Counters:
     prompt: int
     cached: int
     output: int
+
+    def __sub__(self, before: "Counters") -> "Counters":
+        return Counters(self.prompt - before.prompt, self.cached - before.cached, self.output - before.output)
 
 
 def engine_sum(events: list[wire.UsageEvent]) -> Counters:

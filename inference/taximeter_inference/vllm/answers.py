@@ -39,6 +39,7 @@ from taximeter_schemas.events import (
 
 BODY_BYTES_MAX = 64 * 1_048_576
 COUNTED_ATTRIBUTE, COUNTED_BY = "taximeter.counted", "middleware"
+_CUT_BY_LENGTH = (b'"finish_reason":"length"', b'"stop_reason":"max_tokens"', b'"reason":"max_output_tokens"')
 _STREAMS_WITH_OPTIONS = ("/v1/chat/completions", "/v1/completions")
 _log = logging.getLogger(__name__)
 
@@ -52,8 +53,8 @@ class _Details(msgspec.Struct):
     cached_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
-    """The usage objects of chat and completions, of responses, and of messages."""
+class AnsweredUsage(msgspec.Struct):
+    """The usage objects of chat and completions, of responses, and of messages, where cached input stands beside the rest."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -61,16 +62,18 @@ class _Usage(msgspec.Struct):
     output_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
     input_tokens_details: _Details | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
 
 
 class _Answered(msgspec.Struct):
-    usage: _Usage | None = None
+    usage: AnsweredUsage | None = None
 
 
 class _Answer(msgspec.Struct):
     """A whole answer, or a piece of a stream that may carry another object with the usage in it."""
 
-    usage: _Usage | None = None
+    usage: AnsweredUsage | None = None
     response: _Answered | None = None
     message: _Answered | None = None
 
@@ -119,7 +122,7 @@ class AnswerMeter:
             is_used = usage is not None or (reader.status < 400 and not reader.ended)
             if is_used and not tags.is_metered:
                 seconds = (time.perf_counter() - began, first[0] - began if first else None)
-                self._send(self._event(tags, path, model, reader, usage or _Usage(), seconds))
+                self._send(self._event(tags, path, model, reader, usage or AnsweredUsage(), seconds))
 
     def close(self) -> None:
         """All events are on the broker or on disk when it returns."""
@@ -154,7 +157,7 @@ class AnswerMeter:
         path: str,
         model: str,
         reader: "AnswerReader",
-        usage: _Usage,
+        usage: AnsweredUsage,
         seconds: tuple[float, float | None],
     ) -> UsageEvent:
         number = next(self._numbers)
@@ -171,7 +174,7 @@ class AnswerMeter:
                 feature=tags.feature,
                 model=as_tag(self._origin.model),
                 adapter=as_tag(adapter) if adapter else None,
-                tokens=_tokens(usage),
+                tokens=tokens_of(usage),
                 operation=tags.operation if tags.operation is not Operation.OTHER else OPERATIONS[path],
                 request_id=identity,
                 root_request_id=root_of(tags) or identity,
@@ -200,7 +203,7 @@ class AnswerReader:
         self.ended = False
         self._streams: bool | None = None
         self._tail = b""
-        self._usage: _Usage | None = None
+        self._usage: AnsweredUsage | None = None
         self._length = False
 
     def feed(self, piece: bytes) -> None:
@@ -215,7 +218,7 @@ class AnswerReader:
             if line.startswith(b"data:"):
                 self._look(line[5:])
 
-    def usage(self) -> _Usage | None:
+    def usage(self) -> AnsweredUsage | None:
         """What the answer said that it used; None when it said nothing."""
         if not self._streams and self._tail:
             self._look(self._tail)
@@ -232,8 +235,8 @@ class AnswerReader:
         return Outcome.LENGTH if self._length else Outcome.COMPLETED
 
     def _look(self, text: bytes) -> None:
-        if b'"finish_reason":"length"' in text.replace(b" ", b""):
-            self._length = True
+        dense = text.replace(b" ", b"")
+        self._length = self._length or any(mark in dense for mark in _CUT_BY_LENGTH)
         if b'"usage"' not in text:
             return
         try:
@@ -247,22 +250,27 @@ class AnswerReader:
             self._usage = _merged(self._usage, found)
 
 
-def _merged(before: _Usage | None, now: _Usage) -> _Usage:
+def _merged(before: AnsweredUsage | None, now: AnsweredUsage) -> AnsweredUsage:
     """The later counts where they are given, the earlier ones where they are not."""
     if before is None:
         return now
     names = now.__struct_fields__
-    return _Usage(*(getattr(now, name) if getattr(now, name) is not None else getattr(before, name) for name in names))
+    return AnsweredUsage(
+        *(getattr(now, name) if getattr(now, name) is not None else getattr(before, name) for name in names)
+    )
 
 
-def _tokens(usage: _Usage) -> Tokens:
+def tokens_of(usage: AnsweredUsage) -> Tokens:
+    """The disjoint tokens of what an answer said."""
+
     def bounded(value: int | None) -> int:
         return min(max(value or 0, 0), TOKENS_MAX)
 
-    prompt = bounded(usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens)
+    read, created = bounded(usage.cache_read_input_tokens), bounded(usage.cache_creation_input_tokens)
+    prompt = bounded(usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens) + read + created
     output = bounded(usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens)
     details = usage.prompt_tokens_details or usage.input_tokens_details
-    cached = min(bounded(details.cached_tokens if details else 0), prompt)
+    cached = min(bounded(details.cached_tokens if details else read), prompt)
     return Tokens(uncached_input=prompt - cached, cache_read=CacheRead(gpu=cached), output=output)
 
 
