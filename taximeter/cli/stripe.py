@@ -1,6 +1,7 @@
 """`taximeter stripe`: what Stripe has, what it told us, and whether the two agree."""
 
 import json
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -12,12 +13,18 @@ from rich.table import Table
 
 from taximeter.cli.invoice import errors_for_people, minor
 from taximeter_billing.closing import list_invoices
+from taximeter_billing.metering import SETTLE_MINUTES, Count, export_usage
 from taximeter_billing.operations import opened
 from taximeter_billing.pushing import compare_pushed
 from taximeter_billing.settings import BillingSettings
 from taximeter_billing.stripe_inbox import list_events, payments_of
+from taximeter_billing.warehouse import UsageReader
+from taximeter_sql import connect
 
-app = typer.Typer(help="Stripe: compare every invoice, see payments, see what Stripe told.", no_args_is_help=True)
+app = typer.Typer(
+    help="Stripe: compare every invoice, see payments, see what Stripe told, send usage to its meters.",
+    no_args_is_help=True,
+)
 
 console = Console()
 
@@ -103,3 +110,46 @@ def events(
         shown = state if row.handled_at else f"[yellow]{escape(state)}[/]"
         table.add_row(f"{row.received_at:%Y-%m-%d %H:%M:%SZ}", row.id, row.kind, str(row.tries), shown)
     console.print(table)
+
+
+@app.command("meter-events")
+def meter_events(
+    period: Annotated[str, typer.Option("--period", help="The month of the usage, as YYYY-MM; it may be running.")],
+    meter: Annotated[str, typer.Option("--meter", help="The event_name of the meter in Stripe.")],
+    count: Annotated[
+        str, typer.Option("--count", help="What it counts: input, output, tokens or requests.")
+    ] = "tokens",
+    tenant: Annotated[str | None, typer.Option("--tenant", help="This tenant only.")] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="By the v2 stream, 100 events a request; else by v1, one each.")
+    ] = False,
+    settle: Annotated[
+        int,
+        typer.Option("--settle-minutes", min=0, help="Leave what was stored in the last minutes for the next time."),
+    ] = SETTLE_MINUTES,
+) -> None:
+    """Send usage to a Stripe billing meter, one event each, and each once however often this is run.
+
+    For accounts that let Stripe price usage; invoices by `taximeter invoice push` do not need it. Run it every few minutes, or
+    once a day: it sends what came since the last time, late usage too, and goes on where it was cut off (noted under
+    TAXIMETER_STATE_DIR, for each month, meter, count and tenant). Stripe takes usage of the last 35 days. Usage that is voided
+    later is not taken back there.
+
+    Example: taximeter stripe meter-events --period 2026-11 --meter llm_tokens --count tokens
+    """
+    match count:
+        case "input" | "output" | "tokens" | "requests":
+            counted: Count = count
+        case _:
+            raise typer.BadParameter("there are: input, output, tokens, requests", param_hint="--count")
+    settings = BillingSettings()
+    with errors_for_people():
+        client = connect(settings.clickhouse_url)
+        try:
+            sent = export_usage(
+                UsageReader(client), settings, period, meter, counted, datetime.now(UTC),
+                tenant=tenant, stream=stream, settle_minutes=settle,
+            )  # fmt: skip
+        finally:
+            client.close()
+    console.print(f"{sent} events of {period} sent to meter {escape(meter)}", highlight=False)

@@ -27,8 +27,13 @@ from tests.stripe_contract import operation
 AT = datetime(2026, 11, 10, 12, tzinfo=UTC)
 
 
-def usage(count: int) -> list[MeteredUsage]:
-    return [MeteredUsage(f"event-{number}", "tokens", "cus_1", number, AT) for number in range(count)]
+def usage(count: int, cursor: Cursor) -> list[MeteredUsage]:
+    """Of that many events, those behind the cursor."""
+    first = int(cursor.read() or 0)
+    return [
+        MeteredUsage(f"event-{number}", "tokens", "cus_1", number, AT, str(number + 1))
+        for number in range(first, count)
+    ]
 
 
 def test_an_id_that_is_too_long_is_hashed() -> None:
@@ -41,13 +46,13 @@ def test_v1_sends_each_once_and_goes_on_where_it_was_cut_off(tmp_path: Path, fau
     cursor = Cursor(tmp_path / "cursor")
     with judged_double(tmp_path / "stripe.db") as found:
         client = stripe_client("sk_test_1", found.url, retries=0)
-        assert send_v1(client, usage(2), cursor) == 2
+        assert send_v1(client, usage(2, cursor), cursor) == 2
         found.double.plan_faults({"POST /v1/billing/meter_events": [fault]})
         with pytest.raises(StripeRefusedError):
-            send_v1(client, usage(5), cursor)
-        assert cursor.read() == 2
-        assert send_v1(client, usage(5), cursor) == 3
-        assert send_v1(client, usage(5), cursor) == 0
+            send_v1(client, usage(5, cursor), cursor)
+        assert cursor.read() == "2"
+        assert send_v1(client, usage(5, cursor), cursor) == 3
+        assert send_v1(client, usage(5, cursor), cursor) == 0
         assert found.problems == []
 
 
@@ -123,10 +128,10 @@ def test_v2_sends_in_batches_and_opens_an_expired_session_anew(stream: tuple[Str
     found, url = stream
     cursor = Cursor(tmp_path / "cursor")
     client: stripe.StripeClient = stripe_client("sk_test_1", url, retries=0)
-    assert send_v2(client, usage(150), cursor, url) == 150
+    assert send_v2(client, usage(150, cursor), cursor, url) == 150
     found.expire_next = True
-    assert send_v2(client, usage(250), cursor, url) == 100
+    assert send_v2(client, usage(250, cursor), cursor, url) == 100
     assert found.sizes == [100, 50, 100]
     assert found.events == {f"event-{number}": number for number in range(250)}
-    assert cursor.read() == 250
+    assert cursor.read() == "250"
     assert found.problems == []

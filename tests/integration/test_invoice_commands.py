@@ -1,7 +1,7 @@
 """The commands that prove, explain and change invoices, as a person types them."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from taximeter.cli.main import app
 from taximeter_billing.book import open_book
 from taximeter_billing.closing import close_period, finalize_period
 from taximeter_billing.declarations import apply_declarations, read_mapping
+from taximeter_billing.payments.double.store import Store
 from taximeter_billing.warehouse import UsageReader
 from taximeter_sql import connect, migrate
 from tests.double_process import judged_double
@@ -42,8 +43,8 @@ def run(tmp_path: Path, warehouse: Client, clickhouse: FaceProcess, unique_datab
     book.dispose()
     addresses = {"TAXIMETER_DATABASE_URL": url, "TAXIMETER_CLICKHOUSE_URL": clickhouse.url(unique_database)}
 
-    def command(*words: str) -> Result:
-        return CliRunner().invoke(app, words, env={**addresses, "COLUMNS": "200"})
+    def command(*words: str, env: Mapping[str, str] | None = None) -> Result:
+        return CliRunner().invoke(app, words, env={**addresses, "COLUMNS": "200", **(env or {})})
 
     return command
 
@@ -138,3 +139,26 @@ def test_what_is_voided_and_given_back_reaches_stripe_once(
         shown = run("stripe", "payments", "INV-000001", "INV-000002")
         assert "0.01 USD" in shown.output and "void" in shown.output
         assert double.problems == []
+
+
+def test_usage_goes_to_a_meter_once_however_often_it_is_sent(run: Run, warehouse: Client, tmp_path: Path) -> None:
+    with judged_double(tmp_path / "stripe.db") as found:
+        env = {"TAXIMETER_STRIPE_URL": found.url, "TAXIMETER_STRIPE_API_KEY": "sk_test_1"}
+        env["TAXIMETER_STATE_DIR"] = str(tmp_path / "state")
+        words = ("stripe", "meter-events", "--period", PERIOD, "--meter", "llm_tokens", "--count", "output")
+        found.double.plan_faults({"POST /v1/billing/meter_events": ["lost"]})
+        cut_off = run(*words, env=env)
+        assert cut_off.exit_code == 2 and "meter event acme/test/a" in cut_off.output
+        sent = run(*words, env=env)
+        assert (sent.exit_code, sent.output) == (0, "2 events of 2026-11 sent to meter llm_tokens\n")
+        assert "0 events" in run(*words, env=env).output
+        came = {"time": datetime(2026, 11, 2, tzinfo=UTC), "inserted_at": datetime(2026, 11, 3, tzinfo=UTC)}
+        late = {"tenant": "acme", "event_id": "late", "output": 7, **came}
+        insert(warehouse, late, {**late, "tenant": "globex", "output": 0})
+        assert "1 events" in run(*words, env=env).output
+        metered = Store(tmp_path / "stripe.db").all("meter_event")
+        assert {(one["identifier"], one["payload"]["value"]) for one in metered} == {
+            ("acme/test/a", "10000"), ("globex/test/b", "20000"), ("acme/test/late", "7"),
+        }  # fmt: skip
+        assert found.problems == []
+    assert run("stripe", "meter-events", "--period", PERIOD, "--meter", "m", "--count", "cats").exit_code == 2

@@ -15,13 +15,7 @@ def find_or_create_customer(client: stripe.StripeClient, invoice: PushInvoice, g
     It is created with the metadata alone, so the request and its key are the same whatever the tenant is called today. Name and
     e-mail are filled in where they are empty, and never overwritten: someone may have corrected them in Stripe.
     """
-    found = _find(client, invoice.tenant)
-    if found is None:
-        params: Any = {"metadata": {"taximeter_tenant": invoice.tenant}}
-        keys = IdempotencyKeys(f"customer-{invoice.tenant}", generation)
-        created = client.v1.customers.create(params, keys.options("create", params))
-        # A kept answer shows the customer as it was born.
-        found = client.v1.customers.retrieve(created.id)
+    found = customer_of(client, invoice.tenant, generation)
     wanted: Any = {}
     if not found.name:
         wanted["name"] = invoice.tenant_name or invoice.tenant
@@ -29,6 +23,18 @@ def find_or_create_customer(client: stripe.StripeClient, invoice: PushInvoice, g
         wanted["email"] = invoice.email
     # Setting fields to fixed values needs no key of ours: doing it twice is doing it once.
     return client.v1.customers.update(found.id, wanted) if wanted else found
+
+
+def customer_of(client: stripe.StripeClient, tenant: str, generation: int = 0) -> stripe.Customer:
+    """The tenant's customer, found or created with its metadata alone. Raises stripe.StripeError."""
+    found = _find(client, tenant)
+    if found is not None:
+        return found
+    params: Any = {"metadata": {"taximeter_tenant": tenant}}
+    keys = IdempotencyKeys(f"customer-{tenant}", generation)
+    created = client.v1.customers.create(params, keys.options("create", params))
+    # A kept answer shows the customer as it was born.
+    return client.v1.customers.retrieve(created.id)
 
 
 def _find(client: stripe.StripeClient, tenant: str) -> stripe.Customer | None:

@@ -1,8 +1,8 @@
 """Sends usage to Stripe's billing meters, one event each: by v1, or in batches by the v2 stream.
 
-An event's identifier is its own id, so whatever is sent twice counts once (Stripe remembers identifiers for at least a day). What
-was sent is noted in a cursor file after each batch, and an export that was cut off goes on there; between the two, a batch may
-be sent twice, which its identifiers make harmless.
+An event's identifier is its own identity, so whatever is sent twice counts once (Stripe remembers identifiers for at least a
+day). How far the export came is noted in a cursor file after each batch, and one that was cut off goes on there; between the two,
+a batch may be sent twice, which its identifiers make harmless.
 """
 
 import os
@@ -25,13 +25,17 @@ BATCH_EVENTS = 100
 
 @dataclass(frozen=True, slots=True)
 class MeteredUsage:
-    """One usage event for a meter. `value` is a whole number of what the meter counts; `customer` is Stripe's id."""
+    """One usage event for a meter. `value` is a whole number of what the meter counts; `customer` is Stripe's id.
+
+    `event_id` tells the event from all others of the account. `position`: where it stands in the order of the export.
+    """
 
     event_id: str
     meter: str
     customer: str
     value: int
     at: datetime
+    position: str
 
 
 def identifier(event_id: str) -> str:
@@ -40,42 +44,41 @@ def identifier(event_id: str) -> str:
 
 
 class Cursor:
-    """How many events of an export, in its order, Stripe has: a number in a file."""
+    """The position of the last event that Stripe has, in a file."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
-    def read(self) -> int:
-        """The number; 0 where nothing was sent."""
-        return int(self._file.read_text()) if self._file.exists() else 0
+    def read(self) -> str:
+        """The position; "" where nothing was sent."""
+        return self._file.read_text() if self._file.exists() else ""
 
-    def write(self, sent: int) -> None:
-        """Note it, in one step: the old number or the new one, whatever happens."""
+    def write(self, position: str) -> None:
+        """Note it, in one step: the old position or the new one, whatever happens."""
         fresh = self._file.with_suffix(".new")
         with fresh.open("w") as file:
-            file.write(str(sent))
+            file.write(position)
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self._file)
 
 
 def send_v1(client: stripe.StripeClient, usage: Iterable[MeteredUsage], cursor: Cursor) -> int:
-    """Send one by one what lies behind the cursor; `usage` comes in the same order each time. Returns how many were sent.
+    """Send one by one; `usage` is what lies behind the cursor, in order. Returns how many were sent.
 
     Raises StripeRefusedError where Stripe takes one not; the cursor then stands before it.
     """
     sent = 0
-    for batch in _left(usage, cursor):
-        for one in batch:
-            try:
-                client.v1.billing.meter_events.create(_v1(one))
-            except stripe.InvalidRequestError as error:
-                if error.param != "identifier" or "already exists" not in str(error):
-                    raise StripeRefusedError(f"meter event {one.event_id}: {error}") from error
-            except stripe.StripeError as error:
+    for one in usage:
+        try:
+            client.v1.billing.meter_events.create(_v1(one))
+        except stripe.InvalidRequestError as error:
+            if error.param != "identifier" or "already exists" not in str(error):
                 raise StripeRefusedError(f"meter event {one.event_id}: {error}") from error
-            sent += 1
-            cursor.write(cursor.read() + 1)
+        except stripe.StripeError as error:
+            raise StripeRefusedError(f"meter event {one.event_id}: {error}") from error
+        sent += 1
+        cursor.write(one.position)
     return sent
 
 
@@ -86,13 +89,13 @@ def send_v2(client: stripe.StripeClient, usage: Iterable[MeteredUsage], cursor: 
     """
     sent = 0
     stream = _Stream(client, url)
-    for batch in _left(usage, cursor):
+    for batch in _batches(usage):
         try:
             stream.send([_v2(one) for one in batch])
         except stripe.StripeError as error:
             raise StripeRefusedError(f"{len(batch)} meter events from {batch[0].event_id}: {error}") from error
         sent += len(batch)
-        cursor.write(cursor.read() + len(batch))
+        cursor.write(batch[-1].position)
     return sent
 
 
@@ -119,8 +122,8 @@ class _Stream:
         return self._session
 
 
-def _left(usage: Iterable[MeteredUsage], cursor: Cursor) -> Iterator[list[MeteredUsage]]:
-    left = islice(usage, cursor.read(), None)
+def _batches(usage: Iterable[MeteredUsage]) -> Iterator[list[MeteredUsage]]:
+    left = iter(usage)
     while batch := list(islice(left, BATCH_EVENTS)):
         yield batch
 
