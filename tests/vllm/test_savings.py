@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from taximeter_billing.domain.savings import savings_for_period
+from taximeter_billing.domain.savings import SavingsResult, savings_for_period
 from taximeter_billing.domain.usage import Prices, Skus, UsageRow
 from taximeter_schemas import wire
 from taximeter_schemas.cache_policies import ShapleyUse
 from taximeter_schemas.cache_uses import CacheUse, SkuRates
-from taximeter_schemas.events import input_tokens
+from taximeter_schemas.events import Attribution, input_tokens
 from taximeter_schemas.rate_cards import Price, RateCard
 from tests.gateway_stack import await_true
 from tests.property.cache_savings_oracle import Records, charges
@@ -52,30 +52,15 @@ def _heard(generator: VllmWorker, path: Path) -> bool:
 
 def test_five_tenants_in_a_pool_pay_what_the_oracle_says(generator: VllmWorker, recorded: Path) -> None:
     """Requests one after the other, by chance; each tenant's charge by shapley_use, to the pico-unit."""
-    known, chance = len(generator.events()), random.Random(5)
-    asked = [chance.choice(TENANTS) for _ in range(14)] + list(TENANTS)
-    for number, tenant in enumerate(asked):
-        messages = [
-            {"role": "system", "content": SYSTEM},
-            {
-                "role": "user",
-                "content": f"{tenant} asks for the {number % 3}th time, at some length, what it was. " * 2,
-            },
-        ]
-        body = {"model": "tiny", "messages": messages, "max_tokens": 2}
-        answer = generator.post("/v1/chat/completions", body, generator.headers(tenant, pool="clerks"))
-        assert answer.status_code == 200, answer.text
-    events = generator.await_events(known + len(asked))[known:]
+    events = ask_by_chance(generator, "clerks")
+    assert {event.data.cache.attribution for event in events} == {Attribution.ENGINE}
     sessions = {event.data.attributes["engine.requests"]: event for event in events}
     await_true(
         lambda: set(sessions) <= {line["session_id"] for line in lines(recorded)}, lambda: "KV events are missing"
     )
 
-    prices = Prices([card()])
-    skus = Skus(prices)
-    uses = [use for event in events for use in skus.uses(as_row(event))]
-    settled = savings_for_period(uses, skus.rates, POLICY, "salt")
-    exact, retained = charges(*oracle_records(recorded, sessions), POLICY.rule)
+    settled = settle(events)
+    exact, retained = charges(*oracle_records(recorded, sessions, "clerks"), POLICY.rule)
 
     assert retained == 0
     assert set(settled.charges_pico) == set(exact) == set(TENANTS)
@@ -84,13 +69,61 @@ def test_five_tenants_in_a_pool_pay_what_the_oracle_says(generator: VllmWorker, 
         assert abs(charge - exact[tenant]) < 1
     # Something was shared, and the whole is what the requests cost.
     hits = sum(event.data.cache.hit_blocks for event in events)
-    assert hits > len(asked) * (len(SYSTEM) // 8 // BLOCK_SIZE)
-    metered = sum(
-        LIST_PICO * event.data.tokens.uncached_input + READ_PICO * event.data.tokens.cache_read.gpu for event in events
-    )
+    assert hits > len(events) * (len(SYSTEM) // 8 // BLOCK_SIZE)
+    metered = sum(map(cost, events))
     assert sum(settled.charges_pico.values()) == metered
     spread = {tenant: f"{float(Fraction(charge, metered)):.1%}" for tenant, charge in settled.charges_pico.items()}
     print(f"{hits} blocks hit by {len(events)} requests; shares of the cost: {spread}")
+
+
+def test_what_is_inferred_stays_with_its_tenant(generator: VllmWorker, recorded: Path) -> None:
+    """Requests whose blocks are not told pay what their counts say; the others what the oracle says, as if they were alone."""
+    events = ask_by_chance(generator, "drivers")
+    known = len(generator.events())
+    for tenant in TENANTS[:3]:
+        body = {"model": "tiny", "prompt": [f"{SYSTEM}{tenant}", f"{SYSTEM}{tenant} again"], "max_tokens": 1}
+        for _ in range(2):
+            answer = generator.post("/v1/completions", body, generator.headers(tenant, pool="drivers"))
+            assert answer.status_code == 200, answer.text
+    inferred = generator.await_events(known + 6)[known:]
+    assert {event.data.cache.attribution for event in inferred} == {Attribution.INFERRED}
+    sessions = {event.data.attributes["engine.requests"]: event for event in events}
+    await_true(
+        lambda: set(sessions) <= {line["session_id"] for line in lines(recorded)}, lambda: "KV events are missing"
+    )
+    settled = settle([*events, *inferred])
+    exact, _ = charges(*oracle_records(recorded, sessions, "drivers"), POLICY.rule)
+    for tenant in TENANTS:
+        alone = sum(cost(event) for event in inferred if event.data.tenant == tenant)
+        assert abs(settled.charges_pico[tenant] - exact[tenant] - alone) < 1
+    cached = sum(event.data.tokens.cache_read.gpu for event in inferred)
+    assert cached > 0
+    assert settled.known["inferred"] == (LIST_PICO - READ_PICO) * cached
+
+
+def ask_by_chance(generator: VllmWorker, pool: str) -> list[wire.UsageEvent]:
+    """Requests of all tenants over one system prompt, one after the other; their events."""
+    known, chance = len(generator.events()), random.Random(5)
+    asked = [chance.choice(TENANTS) for _ in range(14)] + list(TENANTS)
+    for number, tenant in enumerate(asked):
+        question = f"{tenant} asks for the {number % 3}th time, at some length, what it was. " * 2
+        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
+        body = {"model": "tiny", "messages": messages, "max_tokens": 2}
+        answer = generator.post("/v1/chat/completions", body, generator.headers(tenant, pool=pool))
+        assert answer.status_code == 200, answer.text
+    return generator.await_events(known + len(asked))[known:]
+
+
+def settle(events: list[wire.UsageEvent]) -> SavingsResult:
+    """What billing makes of them."""
+    skus = Skus(Prices([card()]))
+    uses = [use for event in events for use in skus.uses(as_row(event))]
+    return savings_for_period(uses, skus.rates, POLICY, "salt")
+
+
+def cost(event: wire.UsageEvent) -> int:
+    """What it costs with cache prices and no sharing, in pico-units."""
+    return LIST_PICO * event.data.tokens.uncached_input + READ_PICO * event.data.tokens.cache_read.gpu
 
 
 def lines(recorded: Path) -> list[dict[str, Any]]:
@@ -98,7 +131,9 @@ def lines(recorded: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in recorded.read_text().splitlines() if line.endswith("}")]
 
 
-def oracle_records(recorded: Path, sessions: dict[str, wire.UsageEvent]) -> tuple[Records, dict[str, SkuRates]]:
+def oracle_records(
+    recorded: Path, sessions: dict[str, wire.UsageEvent], pool: str
+) -> tuple[Records, dict[str, SkuRates]]:
     """Uses told by KV events alone: a block is hit by a request when it was stored for another before."""
     chains: dict[str, list[str]] = {}
     stored_for: dict[str, str] = {}
@@ -128,7 +163,7 @@ def oracle_records(recorded: Path, sessions: dict[str, wire.UsageEvent]) -> tupl
                 tenant=event.data.tenant,
                 ts=second,
                 sku="tiny",
-                pool="clerks",
+                pool=pool,
                 blocks=tuple((block, BLOCK_SIZE) for block in chain),
                 hit_blocks=hit,
                 tail_tokens=prompt - BLOCK_SIZE * len(chain),
