@@ -22,6 +22,12 @@ class BillingSettings(LogSettings, WarehouseSettings):
     )
     grace_hours: int = Field(72, ge=0, le=24 * 62, description="Hours after a period's end before it may be closed")
     invoice_series: str = Field("INV", pattern=r"^[A-Z0-9]{1,12}$", description="Series that invoice numbers belong to")
+    margin_minutes: int = Field(
+        60,
+        ge=0,
+        le=24 * 60,
+        description="Minutes between looks at the month's margins, told of where negative; 0: never",
+    )
     state_dir: Path = Field(Path("data/state"), description="Folder for what exports note of how far they came")
     issuer_name: str = Field("Taximeter", description="Who sends the invoices, as printed on them")
     issuer_address: str = Field("", description="The sender's address; \\n divides its lines")

@@ -8,6 +8,7 @@ import uvicorn
 
 from taximeter_billing.book import open_book
 from taximeter_billing.service.app import build_app
+from taximeter_billing.service.margin_watch import MarginWatch
 from taximeter_billing.service.sender import ControlSender
 from taximeter_billing.service.stripe_webhooks import StripeInbox
 from taximeter_billing.settings import BillingSettings
@@ -27,7 +28,11 @@ def main() -> None:
         signal.signal(number, _end)
     book = open_book(settings.database_url)
     try:
-        with ControlSender(book, settings) as sender, StripeInbox(book, settings) as inbox:
+        with (
+            ControlSender(book, settings) as sender,
+            StripeInbox(book, settings) as inbox,
+            MarginWatch(book, settings),
+        ):
             uvicorn.run(
                 build_app(settings, book, sender, inbox),
                 host=settings.host,
