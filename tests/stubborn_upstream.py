@@ -11,7 +11,8 @@ ANSWER_TOKENS = 500
 
 
 class StubbornUpstream:
-    """Serves on a port of its own. `headers` are those of the last request, `failures` how many more requests fail.
+    """Serves on a port of its own. `headers` are those of the last request, `failures` how many more requests fail,
+    `tokenizes` whether it has /tokenize.
 
     It answers the model "beyond" with ANSWER_TOKENS whatever the bound, "silent" never, "more" with 7 prompt tokens more
     than its tokenizer counts.
@@ -20,6 +21,7 @@ class StubbornUpstream:
     def __init__(self) -> None:
         self.headers: dict[str, str] = {}
         self.failures = 0
+        self.tokenizes = True
         self.prompts = 0
         self.left = threading.Event()
         self.stopping = threading.Event()
@@ -34,7 +36,8 @@ class StubbornUpstream:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 if self.path == "/tokenize":
-                    self._send(200, {"count": 5})
+                    known = outer.tokenizes
+                    self._send(200 if known else 404, {"count": 5} if known else {"detail": "Not Found"})
                     return
                 outer.headers = {name.lower(): value for name, value in self.headers.items()}
                 outer.prompts += 1

@@ -19,6 +19,7 @@ from taximeter_inference.gateway.leases import LeaseDesk
 from taximeter_inference.gateway.output_bound import OutputBounds
 from taximeter_inference.gateway.settings import GatewaySettings
 from taximeter_inference.gateway.tags import read_tags
+from taximeter_inference.gateway.tokenizer_files import TokenizerFiles
 from taximeter_inference.gateway.upstream import Upstream
 from taximeter_inference.gateway.waiting import WaitingRoom
 from taximeter_schemas.budgets import Budget, LeaseClose, LeaseGrant, LeaseRequest
@@ -63,7 +64,7 @@ async def measure() -> None:
         settings,
         lambda: snapshot,
         {},
-        PromptCounter(Upstream(settings)),
+        PromptCounter(Upstream(settings), TokenizerFiles(None)),
         desk,
         WaitingRoom(10, 10),
         OutputBounds(1_024, 64, 4_096),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -29,6 +30,7 @@ from tests.gateway_stack import (
     declare,
 )
 from tests.stubborn_upstream import ANSWER_TOKENS, StubbornUpstream
+from tests.tokenizer_folder import write_tokenizer
 
 MODELS = ("m-large", "m-small", "beyond", "silent", "more")
 OUTPUT_PICO = PRICE.output or 0
@@ -181,6 +183,19 @@ def test_a_request_in_no_hurry_waits_for_money(stack: GatewayStack, keeper: Keep
         assert not any(future.done() for future in waiting)
         redeclare(stack, held.model_copy(update={"limit_pico": cost(8, 20)}))
         assert [future.result().status_code for future in waiting] == [200, 200, 200]
+
+
+def test_a_prompt_is_counted_by_files_where_its_server_has_no_tokenizer(
+    stack: GatewayStack, keeper: Keeper, stubborn: StubbornUpstream, tenant: str, tmp_path: Path
+) -> None:
+    stubborn.tokenizes = False
+    write_tokenizer(tmp_path / "m-large", "{% for one in messages %}{{ one.content }} {% endfor %}")
+    key = declare(stack, tenant, [budget(tenant, cost(5, 2))])
+    for folder, expected in (({}, [402]), ({"TAXIMETER_GATEWAY_TOKENIZERS": str(tmp_path)}, [200, 402])):
+        for service in started(stack, stubborn, **folder):
+            client = Client(service.url, key)
+            assert [client.chat("m-large", "a b c d e", 2).status_code for _ in expected] == expected
+    stack.events(tenant, 1)
 
 
 def test_a_lowered_limit_holds_at_once_also_for_leases_in_hand(

@@ -43,6 +43,7 @@ from taximeter_inference.gateway.salt import PoolKeys
 from taximeter_inference.gateway.settings import GatewaySettings
 from taximeter_inference.gateway.sink import EventSink
 from taximeter_inference.gateway.tags import ORDINAL_MAX, Tags, read_tags
+from taximeter_inference.gateway.tokenizer_files import TokenizerFiles
 from taximeter_inference.gateway.upstream import Upstream
 from taximeter_inference.gateway.waiting import WaitingRoom
 from taximeter_producers import UsageProducer
@@ -94,7 +95,8 @@ class Gateway:
         )
         self._sink = EventSink(producer, settings.gateway_safe_wait_ms / 1000)
         self._upstream = Upstream(settings)
-        counter = PromptCounter(self._upstream)
+        files = await asyncio.to_thread(TokenizerFiles, settings.gateway_tokenizers)
+        counter = PromptCounter(self._upstream, files)
         self._lease_log = LeaseLog(
             settings.kafka_bootstrap_servers,
             settings.gateway_id,

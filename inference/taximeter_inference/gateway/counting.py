@@ -1,4 +1,4 @@
-"""Counts prompts by the model server's own tokenizer (vLLM's /tokenize), and remembers what it counted."""
+"""Counts prompts by the model's own tokenizer: its files, or its server's /tokenize; and remembers what it counted."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import msgspec
 
 from taximeter_inference.gateway.bodies import ClientBody, Fields
 from taximeter_inference.gateway.errors import UpstreamRefusedError
+from taximeter_inference.gateway.tokenizer_files import TokenizerFiles
 from taximeter_inference.gateway.upstream import Upstream
 from taximeter_schemas.events import Operation
 
@@ -44,8 +45,9 @@ _DECODER = msgspec.json.Decoder(_Counted)
 class PromptCounter:
     """Counts the tokens of prompts before they are dispatched."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, files: TokenizerFiles) -> None:
         self._upstream = upstream
+        self._files = files
         self._counts: OrderedDict[bytes, int] = OrderedDict()
         self._drifts: dict[str, _Drift] = {}
 
@@ -90,14 +92,24 @@ class PromptCounter:
         if known is not None:
             self._counts.move_to_end(mark)
             return known
-        status, answer = await self._upstream.ask("/tokenize", payload)
-        if status == 200:
-            count = _DECODER.decode(answer).count
-        elif status in (404, 405) and b"does not exist" not in answer:
-            count = len(payload)
-        else:
-            raise UpstreamRefusedError(status, answer)
+        count = await self._count_by_files(fields, len(payload))
+        if count is None:
+            count = await self._ask_for_count(payload)
         self._counts[mark] = count
         if len(self._counts) > COUNTS_REMEMBERED_MAX:
             self._counts.popitem(last=False)
         return count
+
+    async def _count_by_files(self, fields: Fields, size: int) -> int | None:
+        model = fields["model"]
+        if "prompt" in fields:
+            return await self._files.count_text(model, fields["prompt"])
+        return await self._files.count_chat(model, fields, size)
+
+    async def _ask_for_count(self, payload: bytes) -> int:
+        status, answer = await self._upstream.ask("/tokenize", payload)
+        if status == 200:
+            return _DECODER.decode(answer).count
+        if status in (404, 405) and b"does not exist" not in answer:
+            return len(payload)
+        raise UpstreamRefusedError(status, answer)

@@ -36,6 +36,9 @@ class GatewaySettings(LogSettings, TraceSettings):
     gateway_output_tokens_most: int = Field(
         16_384, ge=1, le=1_000_000, description="No bound that was learnt from a tenant's answers is above this"
     )
+    gateway_tokenizers: Path | None = Field(
+        None, description="Folder with MODEL/tokenizer.json: those prompts are counted here, not by the model server"
+    )
     gateway_queue_max: int = Field(1_000, ge=0, le=100_000, description="Requests that may wait for their budget")
     gateway_queue_tenant_max: int = Field(200, ge=0, le=100_000, description="Those of one tenant")
     gateway_queue_seconds_max: int = Field(3_600, ge=1, le=86_400, description="How long one may wait at most")
