@@ -1,7 +1,7 @@
 """The plugin's own rules, without vLLM: what is checked, dropped, refused, counted and remembered."""
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +15,19 @@ from taximeter_inference.vllm.block_table import BlockTable, Label
 from taximeter_inference.vllm.blocks import NOTHING_KNOWN
 from taximeter_inference.vllm.drift import find_problems
 from taximeter_inference.vllm.errors import UntaggedError
-from taximeter_inference.vllm.exchange import CURRENT, Exchange, Part
+from taximeter_inference.vllm.exchange import CURRENT, METERED_ELSEWHERE, Exchange, Part
 from taximeter_inference.vllm.hooks import EngineHooks
+from taximeter_inference.vllm.incidents import alert_of
 from taximeter_inference.vllm.isolation import Guard
 from taximeter_inference.vllm.journal import Journal
 from taximeter_inference.vllm.kv_source import BlockRemoved, BlockStored, KvBatch, Lost
 from taximeter_inference.vllm.middleware import SeenRequests
 from taximeter_inference.vllm.settings import WorkerSettings
+from taximeter_inference.vllm.sink import EventSink
 from taximeter_inference.vllm.usage import Origin, as_tag, build_event
+from taximeter_producers import UsageProducer
+from taximeter_producers.frames import decode_frames
+from taximeter_schemas import wire
 from taximeter_schemas.events import Attribution, Outcome
 
 NOW = datetime(2026, 11, 24, 8, tzinfo=UTC)
@@ -220,6 +225,46 @@ def test_nothing_passes_unmetered() -> None:
     assert [event.data.worker.sequence for event in events] == [0, 1, 2, 3]
     assert events[3].data.outcome is Outcome.ABORTED
     assert "add_request" not in vars(bench.processor)
+
+
+def test_what_the_gateway_meters_has_no_number_and_no_event(tmp_path: Path) -> None:
+    """It is salted and booked like the rest; the worker's own numbers have no hole."""
+    bench = Bench()
+    theirs, ours = Exchange(tags()._replace(is_metered=True), "", 0.0), Exchange(tags(), "", 0.0)
+    for identity, exchange in (("a", theirs), ("b", ours)):
+        bench.add(exchange, identity)
+        bench.processor.finish(identity, "stop")
+        bench.hooks.end(exchange)
+    assert [part.number for part in bench.left] == [METERED_ELSEWHERE, 0]
+    producer = UsageProducer(bootstrap_servers="127.0.0.1:1", producer_id="w", spool_dir=tmp_path)
+    sink = EventSink(producer, Journal(tmp_path / "w.open"), ORIGIN)
+    sink.start(bench.hooks.running)
+    for part in bench.left:
+        sink.take(part)
+    sink.close()
+    (record,) = [r for path in tmp_path.rglob("*.seg") for r in decode_frames(path.read_bytes())[0]]
+    worker = wire.decode(record.value).data.worker
+    assert worker is not None
+    assert worker.sequence == 0
+
+
+def test_an_incident_is_one_alert_a_day() -> None:
+    """For the same tenants and pools; another day or another pool is another."""
+    found = alert_of(tags("mallory", "own"), Label("acme", "duo"), "worker-1:ab", NOW)
+    assert found.incident is not None
+    assert (found.tenant, found.incident.pool, found.incident.warmed_by, found.incident.warmed_in) == (
+        "mallory",
+        "own",
+        "acme",
+        "duo",
+    )
+    again = alert_of(tags("mallory", "own")._replace(request_id="x"), Label("acme", "duo"), "worker-2:cd", NOW)
+    assert again.id == found.id
+    others = (
+        alert_of(tags("mallory", "own"), Label("acme", "duo"), "worker-1:ab", NOW + timedelta(days=1)),
+        alert_of(tags("mallory", "own"), Label("acme", "trio"), "worker-1:ab", NOW),
+    )
+    assert found.id not in {other.id for other in others}
 
 
 def test_an_engine_that_fails_is_an_error() -> None:
