@@ -73,21 +73,24 @@ class UnbrokenReading:
         """The record at that offset was decided."""
         self._next_offset[tp] = offset + 1
 
-    async def missed(self, tp: TP, end: int) -> AsyncIterator[Message]:
-        """The records from the place until before `end`, from the log; the caller says of each that it is `passed`.
+    async def in_turn(self, message: Message) -> AsyncIterator[Message]:
+        """What has to be decided when faust hands over that message: all before it that is missing, then itself.
 
-        Raises PartitionsMovedError, and LogUnreadableError when the log says nothing.
+        Nothing when it is a repeat. The caller says of each that it is `passed`. Raises what `place` raises, and
+        LogUnreadableError when the log says nothing.
         """
-        generation, place = self.generation, await self.place(tp)
-        while place < end:
-            found, place = await asyncio.to_thread(self._reader.between, tp, place, end)
-            metrics.MESSAGES.labels(tp.topic, "missed").inc(len(found))
-            for message in found:
+        place, generation = await self.place(message.tp), self.generation
+        while place < message.offset:
+            found, place = await asyncio.to_thread(self._reader.between, message.tp, place, message.offset)
+            metrics.MESSAGES.labels(message.topic, "missed").inc(len(found))
+            for missed in found:
                 self.stay_in(generation)
-                yield message
+                yield missed
             self.stay_in(generation)
             # The log need not have a record at every offset.
-            self._next_offset[tp] = place
+            self._next_offset[message.tp] = place
+        if place == message.offset:
+            yield message
 
     async def look_for_ever(self) -> None:
         """Hand over what the log has where nothing was read for a while."""

@@ -123,15 +123,15 @@ class BudgetsWorker:
     async def _handle(self, event: Any, topic: Topic, rule: Rule) -> None:
         """Decide a message in its turn, and before it all that faust did not hand over."""
         message: Message = event.message
+        is_repeat = True
         try:
-            place = await self._reading.place(message.tp)
-            if message.offset < place:
+            async for one in self._reading.in_turn(message):
+                is_repeat = False
+                of_one = event if one is message else faust.Event(self.app, one.key, one.value, {}, one)
+                await self._take(of_one, topic, rule)
+            if is_repeat:
                 await self._in_flight.acquire()
                 self._finish_later(event, None, None)
-                return
-            async for missed in self._reading.missed(message.tp, message.offset):
-                await self._take(faust.Event(self.app, missed.key, missed.value, {}, missed), topic, rule)
-            await self._take(event, topic, rule)
         except PartitionsMovedError:
             return
         except BaseException as error:  # noqa: BLE001 - see die
