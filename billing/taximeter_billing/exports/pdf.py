@@ -20,7 +20,7 @@ from taximeter_billing.exports.invoice_view import InvoiceView, view
 
 _FONT = "NotoSans"
 _INK, _QUIET, _LINE, _FILL = (28, 28, 28), (102, 102, 102), (214, 214, 214), (244, 245, 247)
-_WIDTHS = (46, 19, 23, 23, 19, 21, 20, 19)
+_WIDTHS = (40, 17, 24, 22, 18, 24, 25, 20)
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -123,12 +123,18 @@ def _usage(pdf: _Sheet, it: InvoiceView) -> None:
             row.cell(feature.name, colspan=7)
             row.cell(feature.amount)
             for line in feature.lines:
-                tiers = f" (tiers {line.tiers})" if it.has_tiers and line.tiers.strip("-0.") else ""
-                cells = (line.requests, line.input, line.cached, line.output, line.listed, line.savings, line.amount)
-                table.row((f"{line.model}{tiers}", *cells))
+                listed = _with_tiers(line.listed, line.tiers)
+                table.row(
+                    (line.model, line.requests, line.input, line.cached, line.output, listed, line.savings, line.amount)
+                )
         row = table.row(style=bold)
-        for text, span in (("Usage", 5), (it.listed, 1), (it.savings, 1), (it.usage, 1)):
+        for text, span in (("Usage", 5), (_with_tiers(it.listed, it.tiers), 1), (it.savings, 1), (it.usage, 1)):
             row.cell(text, colspan=span)
+
+
+def _with_tiers(listed: str, tiers: str) -> str:
+    """The list price, and under it what the contract's tiers make more or less of it."""
+    return f"{listed}\ntiers {tiers}" if tiers.strip("-0.") else listed
 
 
 def _totals(pdf: _Sheet, it: InvoiceView) -> None:
