@@ -92,6 +92,16 @@ def test_binary_mode_has_the_attributes_in_headers(ingest: Ingest) -> None:
     assert ingest.post(event | {"source": "svc/a"}, STRUCTURED).json()["results"][0]["status"] == "duplicate"
 
 
+def test_the_place_in_a_trace_goes_on_with_the_event(ingest: Ingest, tmp_path: Path) -> None:
+    structured, binary = (f"00-{digit * 32}-{digit * 16}-01" for digit in "ab")
+    assert ingest.post(usage("a") | {"traceparent": structured}, STRUCTURED).status_code == 202
+    event = usage("b") | {"traceparent": binary}
+    headers = {f"ce-{name}": value for name, value in event.items() if name != "data"}
+    assert ingest.post(event["data"], PLAIN | headers).status_code == 202
+    spooled = b"".join(path.read_bytes() for path in tmp_path.rglob("*.seg"))
+    assert all(b'"traceparent":"%b"' % place.encode() in spooled for place in (structured, binary))
+
+
 def test_a_duplicate_is_a_success_and_another_body_is_passed_on(ingest: Ingest) -> None:
     assert statuses(ingest.post(usage("a"), STRUCTURED)) == [("a", "accepted")]
     again = ingest.post(usage("a") | {"time": "2026-11-24T09:00:00Z"}, STRUCTURED)
