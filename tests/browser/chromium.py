@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import aiohttp
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
+_UNPACKED = Path(__file__).parents[2] / ".cache" / "browser" / "chromium"
 _DEADLINE_SECONDS = 120
 Value = TypeVar("Value")
 
@@ -22,7 +23,9 @@ def find_chromium() -> str:
     for name in _NAMES:
         if path := shutil.which(name):
             return path
-    raise RuntimeError("no Chromium on PATH; on Debian: apt-get install -y chromium")
+    if _UNPACKED.exists():
+        return str(_UNPACKED)
+    raise RuntimeError("no Chromium on PATH; run .ci/browser/setup.sh")
 
 
 class Chromium:
