@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from taximeter_billing.book import open_book
 from taximeter_billing.declarations import apply_declarations, read_mapping
 from taximeter_sql import connect, migrate
@@ -13,10 +15,11 @@ from tests.closing_killer import NOW
 from tests.face_process import FaceProcess
 from tests.integration.test_billing import content, insert, publish, shared_prefix
 
-STRIDE = 7
 
-
-def test_a_killed_close_goes_on_where_it_stopped(tmp_path: Path, clickhouse: FaceProcess, unique_database: str) -> None:
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.faults)])
+def test_a_killed_close_goes_on_where_it_stopped(
+    tmp_path: Path, clickhouse: FaceProcess, unique_database: str, stride: int
+) -> None:
     book_file = tmp_path / "book.db"
     book = open_book(f"sqlite:///{book_file}")
     more: dict[str, Any] = {
@@ -29,10 +32,10 @@ def test_a_killed_close_goes_on_where_it_stopped(tmp_path: Path, clickhouse: Fac
     migrate(client)
     insert(client, *shared_prefix())
     client.close()
-    arguments = [str(book_file), clickhouse.url(unique_database), str(STRIDE)]
+    arguments = [str(book_file), clickhouse.url(unique_database), str(stride)]
     done = subprocess.run(
         [sys.executable, "-m", "tests.closing_killer", *arguments],
-        capture_output=True, text=True, timeout=600, check=False,
+        capture_output=True, text=True, timeout=3000, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     runs = [json.loads(line) for line in done.stdout.splitlines()]

@@ -19,7 +19,7 @@ from taximeter.embedded.ports import free_port
 from taximeter.embedded.processes import ChildProcess
 from taximeter.embedded.stack import answers
 from taximeter.embedded.tether import tethered_command
-from taximeter_billing.payments import PushInvoice, PushLine, PushResult, push_invoice, stripe_client
+from taximeter_billing.payments import PushInvoice, PushLine, PushResult, push, push_invoice, stripe_client
 from taximeter_billing.payments.errors import (
     DuplicateInvoiceError,
     LinesMismatchError,
@@ -155,6 +155,48 @@ def test_any_fault_at_any_write_ends_with_one_right_invoice(
             push_invoice(client, wanted, send=True)
         result = push_invoice(client, wanted, send=True)
         require_one(client, wanted, result)
+
+
+class TimingOut(stripe.RequestsClient):
+    """An HTTP client whose answer to one of the calls of a step does not come in time; the effect is there, or not."""
+
+    def __init__(self, step: str, number: int, after: bool) -> None:
+        super().__init__()
+        self._step, self._left, self._after = step, number, after
+
+    def request(
+        self, method: str, url: str, headers: Mapping[str, str] | None, post_data: Any = None, **options: Any
+    ) -> Any:
+        """Send it, and time out where it is the one."""
+        if url.endswith(self._step):
+            self._left -= 1
+            if self._left == 0:
+                if self._after:
+                    super().request(method, url, headers, post_data, **options)
+                raise stripe.APIConnectionError("Request timed out")  # type: ignore[no-untyped-call]
+        return super().request(method, url, headers, post_data, **options)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["nothing was done", "it was done"])
+@pytest.mark.parametrize("forgotten", [False, True], ids=["at once", "a day later"])
+def test_a_time_out_at_the_third_of_ten_chunks_adds_each_line_once(
+    double: JudgedDouble, client: stripe.StripeClient, monkeypatch: pytest.MonkeyPatch, after: bool, forgotten: bool
+) -> None:
+    monkeypatch.setattr(push, "CHUNK_LINES", 12)
+    wanted = of("acme", *range(1, 121))
+    slow = stripe.StripeClient(
+        "sk_test_1", base_addresses={"api": double.url}, http_client=TimingOut("/add_lines", 3, after),
+        stripe_version=API_VERSION, max_network_retries=0,
+    )  # fmt: skip
+    with pytest.raises(StripeRefusedError, match="timed out"):
+        push_invoice(slow, wanted)
+    (draft,) = in_stripe(client, "acme")
+    lines = list(client.v1.invoices.line_items.list(draft.id, {"limit": 100}).auto_paging_iter())
+    assert (draft.status, len(lines)) == ("draft", 36 if after else 24)
+    if forgotten:
+        double.double.forget_keys()
+    require_one(client, wanted, push_invoice(client, wanted))
+    assert double.double.calls["POST /v1/invoices/{id}/add_lines"] == 10
 
 
 def test_what_passes_by_itself_is_waited_for(double: JudgedDouble, client: stripe.StripeClient) -> None:
