@@ -2,7 +2,7 @@
 
 `python -m tests.pushing_killer BOOK_FILE STRIPE_URL STRIDE`: a step is a request to Stripe (before it is sent, and after its
 effect) or a statement to the book. For every STRIDE-th step, a process pushes from a copy of the book, under tenants of its own,
-and is killed (SIGKILL) at that step; another then pushes again. Prints a JSON object a line: the first of a run that nobody killed.
+and is killed (SIGKILL) at that step; another then pushes again. Prints a JSON object a line, first of a run that nobody killed.
 """
 
 import json
