@@ -10,6 +10,7 @@ from taximeter_producers.topics import ensure_topics
 from taximeter_schemas import wire
 from taximeter_schemas.events import Outcome, input_tokens
 from taximeter_schemas.topics import USAGE_EVENTS
+from tests.gateway_stack import PARTITIONS
 from tests.topic_reader import read_topic
 from tests.vllm.worker_process import MODELS, PYTHON, START_SECONDS_MAX, engine_environment
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.vllm
 
 def test_a_program_meters_its_engine(bootstrap_servers: str, tmp_path: Path) -> None:
     """Each block of the program is one request of its tenant; everything is safe when the meter is closed."""
-    ensure_topics(bootstrap_servers, 1, 1)
+    ensure_topics(bootstrap_servers, PARTITIONS, 1)
     program = Path(__file__).with_name("offline_program.py")
     environment = engine_environment(bootstrap_servers)
     ran = subprocess.run(

@@ -66,6 +66,7 @@ class VllmWorker:
     settings: Mapping[str, str] = field(default_factory=dict)
     program: tuple[str, ...] = SERVER
     context_tokens: int = 4_096
+    metered_elsewhere: "Counters" = field(default_factory=lambda: Counters(0, 0, 0))
 
     def __post_init__(self) -> None:
         self.port = free_port()
@@ -197,10 +198,14 @@ class VllmWorker:
         return self.own_total(f"vllm:{name}")
 
     def own_total(self, name: str) -> int:
-        """The sum of a metric over its labels, by its full name."""
+        """The sum of a metric over its labels, by its full name, for a count."""
+        return int(self.own_value(name))
+
+    def own_value(self, name: str) -> float:
+        """The same for a measure."""
         text = httpx.get(f"{self.url}/metrics", timeout=SECONDS_MAX).text
-        found = re.findall(rf"^{name}(?:{{[^}}]*}})? ([0-9.e+]+)$", text, re.MULTILINE)
-        return int(sum(map(float, found)))
+        found = re.findall(rf"^{name}(?:{{[^}}]*}})? ([0-9.e+-]+)$", text, re.MULTILINE)
+        return sum(map(float, found))
 
     def reset_prefix_cache(self) -> None:
         """Empty its cache (needs VLLM_SERVER_DEV_MODE)."""
@@ -256,6 +261,9 @@ class Counters:
     prompt: int
     cached: int
     output: int
+
+    def __add__(self, more: "Counters") -> "Counters":
+        return Counters(self.prompt + more.prompt, self.cached + more.cached, self.output + more.output)
 
     def __sub__(self, before: "Counters") -> "Counters":
         return Counters(self.prompt - before.prompt, self.cached - before.cached, self.output - before.output)
