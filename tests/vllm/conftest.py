@@ -1,7 +1,9 @@
-"""The workers of the suite, each shared by the tests that need nothing else of it than to be there."""
+"""The workers of the suite, each shared by the tests that need nothing else of it than to be there.
+
+A start takes most of what the suite takes, so the next worker that a chosen test will ask for starts while tests run on one.
+"""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,61 +16,84 @@ LORA = (
 )  # fmt: skip
 
 
-@contextmanager
-def started(worker: VllmWorker) -> Iterator[VllmWorker]:
-    """Start it, and end it afterwards."""
-    worker.begin_start()
+class Fleet:
+    """The workers by the names of their fixtures, in the order in which tests ask for them."""
+
+    def __init__(self, workers: dict[str, VllmWorker], asked_for: set[str]) -> None:
+        self._workers = workers
+        self._to_start = [name for name in workers if name in asked_for]
+        self._started: list[VllmWorker] = []
+
+    def get(self, name: str) -> VllmWorker:
+        """The worker, once it serves. The one after it begins to start."""
+        self._begin(name)
+        self._workers[name].await_start()
+        if self._to_start:
+            self._begin(self._to_start[0])
+        return self._workers[name]
+
+    def stop(self) -> None:
+        """End what was started."""
+        for worker in self._started:
+            worker.stop()
+
+    def _begin(self, name: str) -> None:
+        if name in self._to_start:
+            self._to_start.remove(name)
+            self._started.append(self._workers[name])
+            self._workers[name].begin_start()
+
+
+@pytest.fixture(scope="session")
+def fleet(
+    request: pytest.FixtureRequest, bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
+    """All workers; none is started before a test asks for one."""
+
+    def folder(name: str) -> Path:
+        return tmp_path_factory.mktemp(name)
+
+    drifted_server = (str(Path(__file__).with_name("drifted_server.py")),)
+    lora_settings = {"TAXIMETER_WORKER_ADAPTERS": '{"adapter-b": ["globex"]}', "VLLM_SERVER_DEV_MODE": "1"}
+    pooling = ("--runner", "pooling", "--convert", "embed")
+    workers = {
+        "drifted": VllmWorker(
+            folder("drifted"),
+            bootstrap_servers,
+            settings={"TAXIMETER_WORKER_ON_DRIFT": "middleware"},
+            program=drifted_server,
+        ),
+        "generator": VllmWorker(folder("generator"), bootstrap_servers, arguments=LORA, settings=lora_settings),
+        "unsalted": VllmWorker(folder("unsalted"), bootstrap_servers, settings={"TAXIMETER_WORKER_ISOLATION": "off"}),
+        "embedder": VllmWorker(folder("embedder"), bootstrap_servers, model="embedder", arguments=pooling),
+    }
+    asked_for = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    made = Fleet(workers, asked_for)
     try:
-        worker.await_start()
-        yield worker
+        yield made
     finally:
-        worker.stop()
+        made.stop()
 
 
 @pytest.fixture(scope="session")
-def generator(bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmWorker]:
+def generator(fleet: Fleet) -> VllmWorker:
     """A generator with two adapters, of which adapter-b belongs to globex."""
-    worker = VllmWorker(
-        tmp_path_factory.mktemp("generator"),
-        bootstrap_servers,
-        arguments=LORA,
-        settings={"TAXIMETER_WORKER_ADAPTERS": '{"adapter-b": ["globex"]}', "VLLM_SERVER_DEV_MODE": "1"},
-    )
-    with started(worker):
-        yield worker
+    return fleet.get("generator")
 
 
 @pytest.fixture(scope="session")
-def embedder(bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmWorker]:
+def embedder(fleet: Fleet) -> VllmWorker:
     """An embedding model, which also scores and reranks."""
-    worker = VllmWorker(
-        tmp_path_factory.mktemp("embedder"),
-        bootstrap_servers,
-        model="embedder",
-        arguments=("--runner", "pooling", "--convert", "embed"),
-    )
-    with started(worker):
-        yield worker
+    return fleet.get("embedder")
 
 
 @pytest.fixture(scope="session")
-def unsalted(bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmWorker]:
+def unsalted(fleet: Fleet) -> VllmWorker:
     """A generator whose tenants share one cache, as in a plain vLLM."""
-    worker = VllmWorker(
-        tmp_path_factory.mktemp("unsalted"), bootstrap_servers, settings={"TAXIMETER_WORKER_ISOLATION": "off"}
-    )
-    with started(worker):
-        yield worker
+    return fleet.get("unsalted")
 
 
 @pytest.fixture(scope="session")
-def drifted(bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmWorker]:
+def drifted(fleet: Fleet) -> VllmWorker:
     """A generator that the plugin does not know, and meters by its answers."""
-    worker = VllmWorker(
-        tmp_path_factory.mktemp("drifted"),
-        bootstrap_servers,
-        settings={"TAXIMETER_WORKER_ON_DRIFT": "middleware"},
-        program=(str(Path(__file__).with_name("drifted_server.py")),),
-    )
-    with started(worker):
-        yield worker
+    return fleet.get("drifted")
