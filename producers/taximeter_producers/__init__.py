@@ -1,6 +1,7 @@
 """SDK for any service that uses tokens: `UsageProducer` sends usage events durably, `UsageEvent` is what it sends."""
 
-from taximeter_producers.courier import CourierState, Safe
+from taximeter_producers.courier import CourierState
+from taximeter_producers.crates import Safe
 from taximeter_producers.errors import (
     InvalidEventError,
     ProducerClosedError,

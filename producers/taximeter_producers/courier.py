@@ -5,22 +5,22 @@ spool, so whatever the broker fails to take later has a place. While the broker 
 once it has the topic again, the spool's oldest segment is offered to it, and its success says that the broker is back.
 """
 
-import itertools
 import logging
 import threading
 import time
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum, StrEnum, auto
+from enum import Enum, auto
 from functools import partial
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
+from taximeter_producers.crates import Crate, Parcel, Safe, frame_bytes, record_of
 from taximeter_producers.drain import Drain
 from taximeter_producers.errors import ProducerClosedError, SpoolError, SpoolFullError, UndeliverableError
-from taximeter_producers.frames import SpoolRecord
 from taximeter_producers.kafka_client import (
     QUEUE_KIBIBYTES_MAX,
+    QUEUE_MESSAGES_MAX,
     broker_is_away,
     make_client,
     refused_for_good,
@@ -32,19 +32,14 @@ from taximeter_producers.topic_probe import TopicProbe
 _POLL_SECONDS = 0.05
 _UNKNOWN_SECONDS_MAX = 5.0
 _DISK_RETRY_SECONDS = 1.0
+_CRATE_PARCELS_MIN, _CRATE_PARCELS_MAX = 200, 5_000
+_CRATE_BYTES_MAX = 900_000
+"""What goes out in one request."""
+_CRATE_SECONDS = 0.005
+"""Records that come closer together than that are sent together; the last of them wait for the thread's next turn."""
 _PURGE_SECONDS_MAX = 10.0
 _WAITING_BYTES_MAX = QUEUE_KIBIBYTES_MAX * 1024
 _log = logging.getLogger(__name__)
-
-
-_NUMBERS = itertools.count()
-
-
-class Safe(StrEnum):
-    """Where a record is safe: acknowledged by the broker, or fsync'd in the spool."""
-
-    BROKER = "broker"
-    SPOOL = "spool"
 
 
 class _Broker(Enum):
@@ -53,18 +48,6 @@ class _Broker(Enum):
     UNKNOWN = auto()
     THERE = auto()
     AWAY = auto()
-
-
-class Parcel:
-    """A record under way. `safe` is set once it is; it fails with UndeliverableError or SpoolError."""
-
-    # By hand: a frozen dataclass with a factory costs three times as much to make, and every event makes one.
-    __slots__ = ("number", "record", "safe")
-
-    def __init__(self, record: SpoolRecord, safe: "Future[Safe] | None" = None) -> None:
-        self.record = record
-        self.safe = safe
-        self.number = next(_NUMBERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +71,13 @@ class Courier:
         self._make_probe = partial(TopicProbe, bootstrap_servers, topic)
         self._make_client = partial(make_client, bootstrap_servers, delivery_seconds_max, self._on_error)
         self._changed = threading.Condition()
-        self._sent: dict[int, Parcel] = {}
-        """In the Kafka client, not acknowledged."""
+        self._pending: list[Parcel] = []
+        """For the Kafka client, once it is known to be of use and the crate before is empty."""
+        self._crate: Crate | None = None
+        """In the Kafka client."""
+        self._crated_at = 0.0
         self._waiting: list[Parcel] = []
-        """For the spool, not written yet (or for the client, while the broker is unknown)."""
+        """For the spool."""
         self._unsafe_bytes = 0
         self._broker = _Broker.UNKNOWN
         self._unknown_until = time.monotonic() + _UNKNOWN_SECONDS_MAX
@@ -112,19 +98,32 @@ class Courier:
         with self._changed:
             return CourierState(self._unsafe(), self._spool.size_bytes, self._broker is _Broker.AWAY)
 
-    def take(self, parcel: Parcel) -> None:
-        """Take a record, without waiting for network or disk. Raises SpoolFullError when it would not fit into the spool."""
-        size = parcel.record.frame_bytes
+    def take(self, parcels: Sequence[Parcel]) -> None:
+        """Take records, all or none, without waiting for network or disk.
+
+        Raises SpoolFullError when they would not fit into the spool.
+        """
+        size = sum(map(frame_bytes, parcels))
         with self._changed:
-            if self._ended:
-                raise ProducerClosedError("the producer's thread has ended")
-            if self._spool.size_bytes + self._unsafe_bytes + size > self._spool_bytes_max:
-                raise SpoolFullError(f"the spool has reached its limit of {self._spool_bytes_max} bytes")
-            if self._unsafe_bytes + size > 2 * _WAITING_BYTES_MAX:
-                raise SpoolFullError("too much waits for the disk")
-            self._unsafe_bytes += size
-            if self._broker is not _Broker.THERE or self._spent or not self._send(parcel):
-                self._waiting.append(parcel)
+            self._admit(size)
+            self._pending += parcels
+            too_much = self._unsafe_bytes > _WAITING_BYTES_MAX or len(self._pending) > QUEUE_MESSAGES_MAX
+            if self._broker is _Broker.AWAY or self._spent or too_much:
+                self._hold_pending()
+                return
+            now = time.monotonic()
+            many = len(self._pending) >= _CRATE_PARCELS_MIN or now - self._crated_at > _CRATE_SECONDS
+            if many or "safe" in parcels[-1]:
+                self._send_pending(now)
+
+    def _admit(self, size: int) -> None:
+        if self._ended:
+            raise ProducerClosedError("the producer's thread has ended")
+        if self._spool.size_bytes + self._unsafe_bytes + size > self._spool_bytes_max:
+            raise SpoolFullError(f"the spool has reached its limit of {self._spool_bytes_max} bytes")
+        if self._unsafe_bytes + size > 2 * _WAITING_BYTES_MAX:
+            raise SpoolFullError("too much waits for the disk")
+        self._unsafe_bytes += size
 
     def flush(self, timeout_seconds: float, drained: bool = False) -> int:
         """Wait until everything is safe (and, with `drained`, delivered, unless the broker is away).
@@ -149,21 +148,48 @@ class Courier:
             raise SpoolError(f"{unsafe} events are neither delivered nor on disk")
 
     def _unsafe(self) -> int:
-        return len(self._sent) + len(self._waiting)
+        under_way = self._crate.wanted - self._crate.reported if self._crate else 0
+        return len(self._pending) + under_way + len(self._waiting)
 
-    def _send(self, parcel: Parcel) -> bool:
-        """Hand a record to the Kafka client; False when it does not take it."""
+    def _send_pending(self, now: float) -> None:
+        """Hand what is pending to the Kafka client, unless a crate is under way; what it does not take goes to the spool."""
+        if not self._pending or self._crate is not None or self._broker is not _Broker.THERE or self._spent:
+            return
+        crate = self._crate = Crate(self._next_parcels(), self._on_failed, self._on_emptied)
+        self._crated_at = now
         try:
-            self._client.produce(
-                self._topic, parcel.record.value, parcel.record.key, on_delivery=partial(self._on_delivered, parcel)
-            )
-        except BufferError:
-            return False
-        except KafkaException as error:
-            self._give_up_client(error)
-            return False
-        self._sent[parcel.number] = parcel
-        return True
+            refused = crate.send(self._client, self._topic)
+        except (BufferError, KafkaException) as error:
+            # Some may be under way: they are in the log twice then, and count once.
+            self._unload(crate)
+            if isinstance(error, KafkaException):
+                self._give_up_client(error)
+            return
+        self._waiting.extend(parcel for parcel, _ in refused)
+        self._spent = self._spent or any(error.fatal() for _, error in refused)
+        if crate.reported >= crate.wanted:
+            self._on_emptied(crate)
+
+    def _next_parcels(self) -> list[Parcel]:
+        """All that is pending, or as much of it as goes out in one request."""
+        count, size = 0, 0
+        for parcel in self._pending[:_CRATE_PARCELS_MAX]:
+            size += frame_bytes(parcel)
+            if count and size > _CRATE_BYTES_MAX:
+                break
+            count += 1
+        parcels, self._pending = self._pending[:count], self._pending[count:]
+        return parcels
+
+    def _hold_pending(self) -> None:
+        self._waiting += self._pending
+        self._pending = []
+
+    def _unload(self, crate: Crate) -> None:
+        """Whatever is in the crate waits for the spool; reports of it do not matter any more."""
+        crate.settled, self._crate = True, None
+        self._unsafe_bytes += sum(map(frame_bytes, crate.parcels)) - crate.size_bytes
+        self._waiting += crate.parcels
 
     def _give_up_client(self, error: KafkaException) -> None:
         self._spent = True
@@ -183,8 +209,7 @@ class Courier:
             self._spool.close()
             with self._changed:
                 self._ended = True
-                self._waiting.extend(self._sent.values())
-                self._sent.clear()
+                self._hold_pending()
                 self._fail_those_asked_for(SpoolError("the producer ended before the event was safe"))
                 self._changed.notify_all()
 
@@ -198,6 +223,9 @@ class Courier:
         if self._probe is None:
             self._advance_drain(now)
         with self._changed:
+            if self._broker is _Broker.AWAY:
+                self._hold_pending()
+            self._send_pending(now)
             self._changed.notify_all()
 
     def _look_for_broker(self, now: float) -> None:
@@ -206,7 +234,7 @@ class Courier:
                 self._probe = None
                 if self._broker is _Broker.UNKNOWN or not self._spool.size_bytes:
                     self._broker = _Broker.THERE
-                    self._waiting = [parcel for parcel in self._waiting if not self._send(parcel)]
+                    self._pending, self._waiting = self._waiting + self._pending, []
         elif self._broker is _Broker.UNKNOWN and now > self._unknown_until:
             with self._changed:
                 self._broker = _Broker.AWAY
@@ -227,13 +255,15 @@ class Courier:
         """
         with self._changed:
             client, self._client, self._spent = self._client, successor, False
-            stranded = list(self._sent)
+            crate = self._crate
+            self._hold_pending()
         client.purge(in_queue=True, in_flight=True)
         deadline = time.monotonic() + _PURGE_SECONDS_MAX
         while len(client) and time.monotonic() < deadline:
             client.poll(_POLL_SECONDS)
         with self._changed:
-            self._waiting.extend(self._sent.pop(number) for number in stranded if number in self._sent)
+            if crate is not None and crate is self._crate:
+                self._unload(crate)
 
     def _on_error(self, error: KafkaError) -> None:
         with self._changed:
@@ -247,19 +277,22 @@ class Courier:
         self._broker, self._spent = _Broker.AWAY, True
         self._probe = self._probe or self._make_probe()
 
-    def _on_delivered(self, parcel: Parcel, error: KafkaError | None, _message: Message) -> None:
+    def _on_failed(self, crate: Crate, parcel: Parcel, error: KafkaError) -> None:
         with self._changed:
-            if self._sent.pop(parcel.number, None) is None:
-                return
-            if error is None:
-                self._settle(parcel, Safe.BROKER)
-                return
-            if refused_for_good(error) and self._drain.set_aside(parcel.record, error):
+            crate.size_bytes -= frame_bytes(parcel)
+            if refused_for_good(error) and self._drain.set_aside(record_of(parcel), error):
                 self._settle(parcel, UndeliverableError(f"the broker refuses the event: {error}"))
                 return
             if not taken_back(error):
                 self._go_without_broker()
             self._waiting.append(parcel)
+
+    def _on_emptied(self, crate: Crate) -> None:
+        with self._changed:
+            if crate is self._crate and crate.reported >= crate.wanted:
+                crate.settled, self._crate = True, None
+                self._unsafe_bytes -= crate.size_bytes
+                self._send_pending(time.monotonic())
 
     def _on_drained(self, error: KafkaError | None) -> None:
         with self._changed:
@@ -276,7 +309,7 @@ class Courier:
         if not parcels:
             return
         try:
-            self._spool.append([parcel.record for parcel in parcels])
+            self._spool.append(list(map(record_of, parcels)))
         except SpoolError as error:
             _log.error("%d events are only in memory: %s", len(parcels), error)
             self._disk_retry_at = time.monotonic() + _DISK_RETRY_SECONDS
@@ -291,15 +324,16 @@ class Courier:
         """Whoever waits for an answer gets it, and may send again; the others are kept and tried again."""
         with self._changed:
             for parcel in self._waiting:
-                if parcel.safe is not None:
+                if "safe" in parcel:
                     self._settle(parcel, error)
-            self._waiting = [parcel for parcel in self._waiting if parcel.safe is None]
+            self._waiting = [parcel for parcel in self._waiting if "safe" not in parcel]
 
     def _settle(self, parcel: Parcel, outcome: "Safe | Exception") -> None:
-        self._unsafe_bytes -= parcel.record.frame_bytes
-        if parcel.safe is None:
+        self._unsafe_bytes -= frame_bytes(parcel)
+        safe = parcel.get("safe")
+        if safe is None or safe.done():
             return
         if isinstance(outcome, Safe):
-            parcel.safe.set_result(outcome)
+            safe.set_result(outcome)
         else:
-            parcel.safe.set_exception(outcome)
+            safe.set_exception(outcome)

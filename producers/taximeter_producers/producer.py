@@ -10,7 +10,7 @@ import atexit
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -20,18 +20,19 @@ from uuid import uuid4
 import msgspec
 from pydantic import ValidationError
 
-from taximeter_producers.courier import Courier, CourierState, Parcel, Safe
+from taximeter_producers.courier import Courier, CourierState
+from taximeter_producers.crates import Parcel, Safe
 from taximeter_producers.errors import InvalidEventError, ProducerClosedError, ProducerIdError
-from taximeter_producers.frames import SpoolRecord
+from taximeter_producers.outgoing import Payload, bounded, payload_of
 from taximeter_producers.spool import Spool
 from taximeter_producers.tracing import with_traceparent
 from taximeter_schemas import UsageEvent, wire
-from taximeter_schemas.rejections import EVENT_BYTES_MAX
 from taximeter_schemas.topics import USAGE_EVENTS
 
 SPOOL_BYTES_MAX = 256 * 1_048_576
 DELIVERY_SECONDS_MAX = 30.0
 CLOSE_SECONDS_MAX = 5.0
+_CHECKED_LATER = (UsageEvent, wire.UsageEvent)
 _PRODUCER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -56,6 +57,7 @@ class UsageProducer:
         if not _PRODUCER_ID.fullmatch(producer_id):
             raise ProducerIdError(f"{producer_id!r} is not a producer id: 1 to 64 of A-Z a-z 0-9 . _ -")
         self.worker_id = f"{producer_id}:{uuid4().hex[:8]}"
+        self._mark = self.worker_id.encode()
         spool = Spool(Path(spool_dir) / producer_id, spool_bytes_max)
         try:
             self._courier = Courier(bootstrap_servers, topic, spool, spool_bytes_max, delivery_seconds_max)
@@ -75,6 +77,21 @@ class UsageProducer:
         Raises InvalidEventError, SpoolFullError (nowhere to put it) or ProducerClosedError; then it was not taken.
         """
         self._take(event, None, traceparent)
+
+    def emit_many(self, events: Iterable[UsageEvent | wire.UsageEvent | Mapping[str, object]]) -> None:
+        """Take events as `emit` does, all of them or none, for less each. Raises what `emit` raises."""
+        payloads = [_payload(event) for event in events]
+        if not payloads:
+            return
+        with self._numbering:
+            self._check_open()
+            sequence = self._sequence
+            records: list[Parcel] = []
+            for payload in payloads:
+                records.append({"key": payload.key, "value": self._body(payload, sequence)})
+                sequence += not payload.has_worker
+            self._courier.take(records)
+            self._sequence = sequence
 
     def submit(
         self, event: UsageEvent | wire.UsageEvent | Mapping[str, object], *, traceparent: str = ""
@@ -136,38 +153,31 @@ class UsageProducer:
         safe: Future[Safe] | None,
         traceparent: str,
     ) -> None:
-        known = checked(event)
+        payload = _payload(event)
         with self._numbering:
-            if self._closed:
-                raise ProducerClosedError("the producer was closed")
-            if os.getpid() != self._process:
-                raise ProducerClosedError("the producer belongs to the process that made it; make one after the fork")
-            stamped = known if known.data.worker else self._stamped(known)
-            payload = encode_checked(stamped)
+            self._check_open()
+            body = self._body(payload, self._sequence)
             if traceparent:
-                payload = with_traceparent(payload, traceparent)
-            self._courier.take(Parcel(SpoolRecord(known.id.encode(), payload), safe))
+                body = with_traceparent(body, traceparent)
+            parcel: Parcel = {"key": payload.key, "value": body}
+            if safe is not None:
+                parcel["safe"] = safe
+            self._courier.take([parcel])
             # Only now: a refused event leaves no gap.
-            self._sequence += stamped is not known
+            self._sequence += not payload.has_worker
 
-    def _stamped(self, event: wire.UsageEvent) -> wire.UsageEvent:
-        mark = wire.Worker(id=self.worker_id, sequence=self._sequence)
-        return msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, worker=mark))
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ProducerClosedError("the producer was closed")
+        if os.getpid() != self._process:
+            raise ProducerClosedError("the producer belongs to the process that made it; make one after the fork")
+
+    def _body(self, payload: Payload, sequence: int) -> bytes:
+        return payload.body if payload.has_worker else bounded(payload.stamped(self._mark, sequence))
 
 
-def checked(event: UsageEvent | wire.UsageEvent | Mapping[str, object]) -> wire.UsageEvent:
-    """Any form of an event as the struct, every constraint looked at. Raises InvalidEventError.
-
-    A struct or a model may have been made or copied unchecked, so that its type proves nothing.
-    """
-    try:
-        if isinstance(event, UsageEvent):
-            return wire.from_model(event)
-        if isinstance(event, wire.UsageEvent):
-            return wire.decode(wire.encode(event))
-    except wire.WireError as error:
-        raise InvalidEventError(str(error)) from None
-    return wire.from_model(parse_event(event))
+def _payload(event: UsageEvent | wire.UsageEvent | Mapping[str, object]) -> Payload:
+    return payload_of(event if isinstance(event, _CHECKED_LATER) else parse_event(event))
 
 
 def parse_event(event: Mapping[str, object]) -> UsageEvent:
@@ -181,16 +191,8 @@ def parse_event(event: Mapping[str, object]) -> UsageEvent:
 
 
 def encode_event(event: UsageEvent | wire.UsageEvent) -> bytes:
-    """The event's bytes on the wire. Raises InvalidEventError, also for one that was made or copied unchecked."""
-    return encode_checked(checked(event))
-
-
-def encode_checked(event: wire.UsageEvent) -> bytes:
-    """The bytes of an event whose constraints hold. Raises InvalidEventError when they are too many."""
-    payload = wire.encode(event)
-    if len(payload) > EVENT_BYTES_MAX:
-        raise InvalidEventError(f"the event has {len(payload)} bytes; {EVENT_BYTES_MAX} is the limit")
-    return payload
+    """The event's bytes, without a worker where it names none. Raises InvalidEventError."""
+    return payload_of(event).body
 
 
 def describe(error: ValidationError) -> str:

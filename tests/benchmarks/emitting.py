@@ -23,8 +23,10 @@ class Emitted:
     refused: int
 
 
-def emit(bootstrap_servers: str, spool_dir: Path, events: Sequence[UsageEvent], number: int) -> Emitted:
-    """Emit them all as fast as it goes, wait until the broker has confirmed each, and reckon."""
+def emit(
+    bootstrap_servers: str, spool_dir: Path, events: Sequence[UsageEvent], number: int, many: bool = False
+) -> Emitted:
+    """Emit them all as fast as it goes, one by one or a thousand a call, wait until the broker has confirmed each, and reckon."""
     with UsageProducer(
         bootstrap_servers=bootstrap_servers, producer_id=f"bench-{number}", spool_dir=spool_dir
     ) as producer:
@@ -36,7 +38,9 @@ def emit(bootstrap_servers: str, spool_dir: Path, events: Sequence[UsageEvent], 
             while producer.state().unsafe > 80_000:
                 time.sleep(0.001)
             started = time.perf_counter()
-            for event in chunk:
+            if many:
+                producer.emit_many(chunk)
+            for event in () if many else chunk:
                 try:
                     producer.emit(event)
                 except SpoolFullError:

@@ -75,6 +75,21 @@ def test_events_arrive_numbered_and_keyed(bootstrap_servers: str, own_topic: str
     assert all(abs(message.timestamp()[1] / 1000 - time.time()) < 3600 for message in messages)
 
 
+def test_many_are_taken_at_once_or_none_is(bootstrap_servers: str, own_topic: str, tmp_path: Path) -> None:
+    with make(bootstrap_servers, tmp_path, topic=own_topic) as producer:
+        with pytest.raises(InvalidEventError, match="tenant"):
+            producer.emit_many([usage("never"), usage("bad", tenant=None)])
+        producer.emit_many([])
+        producer.emit_many(usage_event(f"e{number}") for number in range(3_000))
+        with pytest.raises(SpoolFullError):
+            producer.emit_many([usage("x", attributes={str(n): "x" * 256 for n in range(32)})] * 60_000)
+        assert producer.flush(SECONDS_MAX) == 0
+    events = [wire.decode(message.value() or b"") for message in read_topic(bootstrap_servers, own_topic)]
+    numbered = {event.id: event.data.worker.sequence for event in events if event.data.worker}
+    assert numbered == {f"e{number}": number for number in range(3_000)}
+    assert len(events) == 3_000
+
+
 def test_emit_async_returns_when_the_event_is_safe(bootstrap_servers: str, own_topic: str, tmp_path: Path) -> None:
     async def send() -> list[Safe]:
         async with make(bootstrap_servers, tmp_path, topic=own_topic) as producer:
