@@ -8,10 +8,11 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from taximeter_schemas import UsageEvent, wire
 from tests.benchmarks import emitting, latency, processes, report, throughput
 from tests.benchmarks.preloaded import CACHE
 from tests.benchmarks.progress import note
@@ -110,12 +111,20 @@ def _latency(folder: Path, options: argparse.Namespace) -> object:
 
 def _emit(folder: Path, options: argparse.Namespace) -> object:
     count, runs = (2_000, 1) if options.quick else (100_000, options.runs or 5)
-    events = emitting.models(count)
+    models = emitting.models(count)
+    ways: dict[str, tuple[Sequence[UsageEvent | wire.UsageEvent], bool]] = {
+        "`emit`, a model": (models, False),
+        "`emit_many`, models": (models, True),
+        "`emit_many`, structs": ([wire.from_model(model) for model in models], True),
+    }
+    found: dict[str, list[object]] = {name: [] for name in ways}
     with Stand(folder, warehouse=False) as stand:
-        found = []
         for number in range(runs):
-            found.append(asdict(emitting.emit(stand.kafka.bootstrap_servers, folder / "spool", events, number)))
-            note(f"run {number + 1}: {found[-1]}")
+            for place, (name, (events, many)) in enumerate(ways.items()):
+                mark = number * len(ways) + place
+                measured = emitting.emit(stand.kafka.bootstrap_servers, folder / "spool", events, mark, many)
+                found[name].append(asdict(measured))
+                note(f"{name}, run {number + 1}: {found[name][-1]}")
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from taximeter_producers import UsageProducer
 from taximeter_producers.errors import SpoolFullError
-from taximeter_schemas import UsageEvent
+from taximeter_schemas import UsageEvent, wire
 from tests.benchmarks import traffic
 
 
@@ -24,7 +24,11 @@ class Emitted:
 
 
 def emit(
-    bootstrap_servers: str, spool_dir: Path, events: Sequence[UsageEvent], number: int, many: bool = False
+    bootstrap_servers: str,
+    spool_dir: Path,
+    events: Sequence[UsageEvent | wire.UsageEvent],
+    number: int,
+    many: bool = False,
 ) -> Emitted:
     """Emit them all as fast as it goes, one by one or a thousand a call, wait until the broker has confirmed each, and reckon."""
     with UsageProducer(

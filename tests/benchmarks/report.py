@@ -127,15 +127,18 @@ def _latency(figures: Any) -> list[str]:
 
 def _emit(figures: Any) -> list[str]:
     def row(name: str, key: str, digits: int) -> str:
-        values = [one[key] for one in figures]
-        return f"| {name} | {_middle(values):,.{digits}f} | {_spread(values)} |"
+        cells = []
+        for runs in figures.values():
+            values = [one[key] for one in runs]
+            cells += [f"{_middle(values):,.{digits}f}", _spread(values)]
+        return f"| {name} | {' | '.join(cells)} |"
 
     return [
-        f"Medians of {len(figures)} runs.",
+        f"Medians of {len(next(iter(figures.values())))} runs, taken in turn.",
         "",
-        "| | | noise |",
-        "|---|--:|--:|",
-        row("one `emit`, µs of its caller by the clock", "emit_us", 2),
+        f"| | {' | noise | '.join(figures)} | noise |",
+        "|---" + "|--:|--:" * len(figures) + "|",
+        row("an event, µs of the caller by the clock", "emit_us", 2),
         row("CPU of the whole process an event, µs", "cpu_us", 2),
         row("events a second, each confirmed by the broker", "rate", 0),
     ]
