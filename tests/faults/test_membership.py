@@ -16,8 +16,11 @@ def test_workers_come_and_go_every_few_batches(yard: Yard) -> None:
         nonlocal asked
         for worker in workers:
             status, answer = worker.ask("/healthz")
-            assert status != 503, answer
             asked += status == 200
+            if status == 503:
+                # Only an answer of ClickHouse or Kafka may take that long, on a machine that has far too much to do.
+                assert answer["step"] in ("recovery", "insert", "spend"), answer
+                await_true(lambda worker=worker: worker.ask("/healthz")[0] == 200, yard.logs)  # type: ignore[misc]
 
     def stored(count: int) -> bool:
         healthy()

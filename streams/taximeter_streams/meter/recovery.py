@@ -21,21 +21,24 @@ class Recovery:
         self._index = index
         self._publisher = publisher
         self._on_wait = on_wait
-        """Called after every chunk of a long read: the worker is not stuck."""
+        """Called after every answer, and after every chunk of a long read: the worker is not stuck."""
 
     def recover(self, partition: int) -> int:
         """Make the partition whole and return the offset to go on from (the log's beginning when nothing is stored)."""
         key, now = Place(self._log_id, partition).key, datetime.now(UTC)
         stored = self._warehouse.last_batch(partition)
+        self._on_wait()
         known_to = self._index.known_to(key)
         if stored is None:
             self._rebuild_index(partition, known_to, now)
             return 0
         columns = self._warehouse.batch_columns(partition, stored.first)
+        self._on_wait()
         if known_to is None or known_to < stored.last:
             # Nobody here saw the insert succeed. An old batch is let be: its token may be forgotten, and it would count twice.
             if self._warehouse.remembers(stored, now):
                 self._warehouse.insert(columns)
+            self._on_wait()
             self._rebuild_index(partition, known_to, now)
             self._index.mark(key, stored.last, [])
         self._publisher.send_spend(spend_records(dict(columns), now))
