@@ -67,7 +67,7 @@ def _register() -> None:
         except ModuleNotFoundError as missing:
             if (missing.name or "").startswith("taximeter.cli"):
                 raise
-            app.command(name, help=f"(needs: pip install 'taximeter[{extra}]')")(
+            app.command(name, help=f"(needs: pip install 'taximeter\\[{extra}]')")(
                 _needs(extra, missing.name or "a module")
             )
             continue
