@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from faust.types.tuples import TP, Message
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,3 +124,32 @@ def test_a_repeat_is_not_decided_again() -> None:
 
     asyncio.run(run())
     assert keeper.decided == [5, 6]
+
+
+def test_catching_up_waits_for_all_that_the_log_holds_now() -> None:
+    keeper = Keeper(Log(frozenset(range(RECORDS))))
+
+    async def run() -> list[int]:
+        waiting = asyncio.create_task(keeper.reading.catch_up(PARTITION))
+        for offset in range(RECORDS):
+            await keeper.hand_over(offset, None)
+            await asyncio.sleep(0.001)
+            if waiting.done():
+                break
+        await waiting
+        return list(keeper.decided)
+
+    assert asyncio.run(run()) == list(range(RECORDS))
+
+
+def test_catching_up_ends_when_partitions_move_away() -> None:
+    keeper = Keeper(Log(frozenset(range(RECORDS))))
+
+    async def run() -> None:
+        waiting = asyncio.create_task(keeper.reading.catch_up(PARTITION))
+        await asyncio.sleep(0.05)
+        keeper.owns = False
+        with pytest.raises(PartitionsMovedError):
+            await waiting
+
+    asyncio.run(run())

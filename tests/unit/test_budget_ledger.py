@@ -292,6 +292,18 @@ def test_a_budget_of_an_api_key_counts_what_that_key_spent() -> None:
     assert spent(state, rules) == [25, 11]
 
 
+def test_a_hold_that_ends_with_spend_missing_is_told_apart() -> None:
+    state, grant = leased(granted_pico=700)
+    assert grant.held_until is not None
+    before, behind = grant.held_until - SECOND, grant.held_until
+    assert not state.frees_by_time(before)
+    assert state.frees_by_time(behind)
+    all_there, _ = ledger.post(state, RULES, record(entry(700, lease_id=grant.lease_id)), NOW)
+    assert not all_there.frees_by_time(behind)
+    nothing_used = ledger.close(state, RULES, closing(grant.lease_id, 0), NOW)
+    assert not nothing_used.frees_by_time(behind)
+
+
 def test_a_lease_that_is_over_is_not_granted_again() -> None:
     state, _ = leased(granted_pico=600)
     assert granted(state, ask("l1", acme_month=600), now=NOW + 61 * SECOND) == {"acme-month": 0}

@@ -18,6 +18,7 @@ from taximeter_streams.budgets.log_reader import LogReader, LogUnreadableError
 
 LOOK_SECONDS = 2.0
 """What faust passed over at the end of a partition is read after two looks."""
+CATCH_UP_SECONDS = 0.01
 _log = logging.getLogger(__name__)
 
 
@@ -91,6 +92,17 @@ class UnbrokenReading:
             self._next_offset[message.tp] = place
         if place == message.offset:
             yield message
+
+    async def catch_up(self, tp: TP) -> None:
+        """Wait until all that the partition holds now is decided. Raises what `place` raises."""
+        place, end = await self.place(tp), await asyncio.to_thread(self._reader.end_of, tp)
+        turns = 0
+        while place < end:
+            await asyncio.sleep(CATCH_UP_SECONDS)
+            before, place = place, await self.place(tp)
+            turns = turns + 1 if place == before else 0
+            if turns * CATCH_UP_SECONDS >= LOOK_SECONDS:
+                turns, place = 0, await self._look_at(tp, place)
 
     async def look_for_ever(self) -> None:
         """Hand over what the log has where nothing was read for a while."""

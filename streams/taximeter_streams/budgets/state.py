@@ -62,8 +62,10 @@ class Lease(Message):
 
     def outstanding_pico(self, budget_id: str, now: datetime) -> int:
         """What may still arrive as spend under this lease; 0 once its hold has ended."""
-        if self.hold_ends_at <= now:
-            return 0
+        return 0 if self.hold_ends_at <= now else self.missing_pico(budget_id)
+
+    def missing_pico(self, budget_id: str) -> int:
+        """What was promised and has not arrived as spend."""
         promised = self.granted_pico if self.settled_pico is None else self.settled_pico
         return max(0, promised.get(budget_id, 0) - self.posted_pico.get(budget_id, 0))
 
@@ -97,3 +99,10 @@ class TenantLedger(Message):
     def leased_pico(self, budget_id: str, now: datetime) -> int:
         """The sum of what is outstanding. A lease counts in whichever period is running: its spend may land in the next."""
         return sum(lease.outstanding_pico(budget_id, now) for lease in self.leases.values())
+
+    def frees_by_time(self, now: datetime) -> bool:
+        """Whether a hold has ended with spend missing: it is free only when all spend that came until then is posted."""
+        return any(
+            lease.hold_ends_at <= now and any(map(lease.missing_pico, lease.granted_pico))
+            for lease in self.leases.values()
+        )

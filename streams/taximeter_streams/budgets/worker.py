@@ -141,6 +141,8 @@ class BudgetsWorker:
         """Decide one message, and leave the waiting for the log to a task of its own."""
         message: Message = event.message
         generation = self._reading.generation
+        if topic is BUDGET_LEASES:
+            await self._await_spend(message)
         await self._in_flight.acquire()
         started = self.app.loop.time()
         try:
@@ -159,6 +161,12 @@ class BudgetsWorker:
             raise
         self._reading.passed(message.tp, message.offset)
         self._finish_later(event, decision, stored, started)
+
+    async def _await_spend(self, message: Message) -> None:
+        """Before time frees what a lease held: all spend that is in the log must be posted, for the topics are read apart."""
+        state = self._load(message.key or b"")
+        if state.frees_by_time(_arrived_at(message)):
+            await self._reading.catch_up(TP(USAGE_SPEND.name, message.partition))
 
     def _finish_later(self, event: Any, decision: Decision | None, stored: Any, started: float = 0.0) -> None:
         tp: TP = event.message.tp
