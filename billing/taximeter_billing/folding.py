@@ -31,8 +31,11 @@ from taximeter_schemas.cache_policies import (
 from taximeter_schemas.rate_cards import Price, RateCard
 from taximeter_sql import query
 
-USES_A_CHUNK = 6_000_000
-"""Blocks are folded in parts, one after the other, of about this many uses; that bounds ClickHouse's memory."""
+USES_A_CHUNK = 100_000_000
+"""Blocks are folded in parts, one after the other, of about this many uses; that bounds what ClickHouse writes to its disk."""
+
+FOLDED_BYTES_MAX = 400 << 20
+"""Uses are gathered by block in ClickHouse's memory up to this size, and on its disk beyond."""
 
 _READS = ("gpu", "cpu", "disk", "provider")
 _WRITES = ("5m", "1h")
@@ -221,7 +224,10 @@ class UsageFold:
             "untils": [span.until for span in spans],
             "lengths": self._lengths,
         }
-        with self._client.query_row_block_stream(statement, parameters={**read, **parameters}) as blocks:
+        settings = {"max_bytes_before_external_group_by": FOLDED_BYTES_MAX}
+        with self._client.query_row_block_stream(
+            statement, parameters={**read, **parameters}, settings=settings
+        ) as blocks:
             for block in blocks:
                 yield from block
 

@@ -70,7 +70,16 @@ def segment_at(cuts: Mapping[str, Sequence[int]] | None, row: UsageRow) -> int:
 
 
 def settle_gathered(gathered: Gathered, result: SavingsResult, salt: str) -> Settlement:
-    """Settle usage that is added up already, with the savings of the same events."""
+    """Settle usage that is added up already, with the savings of the same events.
+
+    Where what is charged for input is not its metered cost and what the provider keeps, all of the tenants are at fault.
+    """
+    accounts = result.by_tenant.values()
+    off = sum(one.charge_pico - one.metered_pico for one in accounts) - result.provider_retained_pico
+    if off:
+        what = f"the cache savings that are shared out differ from those that were made by {off} pico-units; close it again"
+        tenants = {place[0] for place in gathered.cells}
+        return Settlement({}, result.known, result.provider_retained_pico, dict.fromkeys(tenants, what))
     savings: dict[Place, int] = defaultdict(int)
     cached: dict[Place, int] = defaultdict(int)
     for (tenant, sku), account in result.by_tenant_and_sku.items():

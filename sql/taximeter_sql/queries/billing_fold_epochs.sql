@@ -1,7 +1,7 @@
 -- Residencies of cache blocks that were hit at least once, over the rows of billing_fold_rows: whether its filler was seen and which
 -- cell that is, the block's tokens, and how often each cell hit it. A fill opens a residency, and so does a hit after longer than
 -- ttl_us (0: no limit) or with another length. Parameters also: ttl_us, chunk, chunks; only the blocks of one chunk are folded, so
--- that memory is bounded.
+-- that room is bounded.
 SELECT
     NOT epoch[1].5 AS warmed,
     epoch[1].6 AS filler,
@@ -29,7 +29,7 @@ FROM
                 SELECT
                     pool, model, adapter, cell, tenant, time_us, block_size, hit_blocks, source, event_id,
                     arrayJoin(arrayFilter(
-                        one -> {chunks:UInt64} = 1 OR sipHash64(one.1) % {chunks:UInt64} = {chunk:UInt64},
+                        one -> {chunks:UInt64} = 1 OR cityHash64(one.1) % {chunks:UInt64} = {chunk:UInt64},
                         arrayMap((hash, at) -> (hash, at), arraySlice(blocks, 1, hit_blocks + filled_blocks),
                             range(1, toUInt64(hit_blocks + filled_blocks + 1)))
                     )) AS used
