@@ -117,13 +117,11 @@ def compute(
         return compute_groups(reader, state, [(group, wanted)], seen, extra)
     agreed = _agreed(state, [group], seen, extra)
     spans = _spans([group], seen)
-    rows: Rows = map(rerate, reader.rows(spans)) if spans else ()
     computed = Computed()
 
     def settle() -> Settlement:
-        takebacks = _takebacks(agreed, seen)
-        settled = settle_period(rows, state.cards, group.policy, _salt(group, seen), _cuts(agreed), takebacks)
-        return _with_corrections_met(settled, takebacks)
+        rows: Rows = map(rerate, reader.rows(spans)) if spans else ()
+        return _event_by_event(rows, state, group, seen, agreed)
 
     _compute_group(settle, state, group, wanted, seen, extra, agreed, computed)
     return computed
@@ -148,6 +146,8 @@ def compute_groups(
         members = [tenant.id for tenant in group.tenants]
 
         def settle(group: Group = group, members: list[str] = members) -> Settlement:
+            if not fold.is_small(members):
+                return _event_by_event(reader.rows(_spans([group], seen)), state, group, seen, agreed)
             gathered = fold.gathered(members)
             own = {tenant: takebacks[tenant] for tenant in members if tenant in takebacks}
             for tenant, takeback in own.items():
@@ -159,6 +159,14 @@ def compute_groups(
 
         _compute_group(settle, state, group, wanted, seen, extra, agreed, computed)
     return computed
+
+
+def _event_by_event(rows: Rows, state: State, group: Group, seen: Seen, agreed: Mapping[str, Agreed]) -> Settlement:
+    """Settle a group from its events: what cannot be added up in the warehouse, and what that must agree with."""
+    own = {tenant.id: agreed[tenant.id] for tenant in group.tenants}
+    takebacks = _takebacks(own, seen)
+    settled = settle_period(rows, state.cards, group.policy, _salt(group, seen), _cuts(own), takebacks)
+    return _with_corrections_met(settled, takebacks)
 
 
 def _compute_group(

@@ -37,6 +37,10 @@ USES_A_CHUNK = 100_000_000
 FOLDED_BYTES_MAX = 400 << 20
 """Uses are gathered by block in ClickHouse's memory up to this size, and on its disk beyond."""
 
+SPANS_A_QUERY = 1_000
+CELLS_MAX = 5_000
+"""A server takes at most 128 KiB for one parameter of a query: so many tenants, and so many tenants and prices with blocks."""
+
 _READS = ("gpu", "cpu", "disk", "provider")
 _WRITES = ("5m", "1h")
 
@@ -92,6 +96,11 @@ class UsageFold:
             gathered.cells.update(self._held(tenant).used)
         return gathered
 
+    def is_small(self, tenants: Iterable[str]) -> bool:
+        """Whether the tenants' blocks can be folded together: beyond CELLS_MAX only event by event. Raises UnknownPriceError."""
+        with_blocks = [held for tenant in tenants if (held := self._held(tenant)).cells]
+        return len(with_blocks) <= SPANS_A_QUERY and sum(len(held.cells) for held in with_blocks) <= CELLS_MAX
+
     def savings(
         self,
         policy: CachePolicy | Rule,
@@ -127,12 +136,15 @@ class UsageFold:
         if self._read is None:
             self._read = {name: _Held() for name in self._spans}
             parameters: dict[str, Any] = {"cut_tenants": list(self._cuts), "cuts": list(map(list, self._cuts.values()))}
-            for row in self._rows("billing_fold_usage", self._spans, parameters) if self._spans else ():
-                held = self._read[row[0]]
-                try:
-                    self._add(held, row)
-                except UnknownPriceError as error:
-                    held.fault = error  # of this tenant, and no reason to stop the others
+            every = list(self._spans)
+            for first in range(0, len(every), SPANS_A_QUERY):
+                part = every[first : first + SPANS_A_QUERY]
+                for row in self._rows("billing_fold_usage", part, parameters):
+                    held = self._read[row[0]]
+                    try:
+                        self._add(held, row)
+                    except UnknownPriceError as error:
+                        held.fault = error  # of this tenant, and no reason to stop the others
         found = self._read.get(tenant) or _Held()
         if found.fault is not None:
             raise found.fault

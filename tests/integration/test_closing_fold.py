@@ -11,6 +11,7 @@ from clickhouse_connect.driver.client import Client
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from taximeter_billing import folding
 from taximeter_billing.book import open_book
 from taximeter_billing.computing import Extra, compute, compute_groups, look
 from taximeter_billing.declarations import apply_declarations, read_mapping
@@ -148,7 +149,7 @@ def extra(state: State) -> Extra:
     ids=lambda policy: str(policy["kind"]),
 )  # fmt: skip
 def test_what_clickhouse_adds_up_is_invoiced_to_the_byte(
-    book: Engine, warehouse: Client, policy: dict[str, Any]
+    book: Engine, warehouse: Client, policy: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     apply_declarations(book, read_mapping(declared(policy)), "tester", datetime(2026, 1, 2, tzinfo=UTC), publish)
     with Session(book) as session:
@@ -172,6 +173,12 @@ def test_what_clickhouse_adds_up_is_invoiced_to_the_byte(
         assert one_by_one.blocked == {}
         for tenant in wanted:
             assert folded.invoices[tenant].document == one_by_one.invoices[tenant].document
+    monkeypatch.setattr(folding, "CELLS_MAX", 0)  # so many tenants and prices that none can be folded
+    monkeypatch.setattr(folding, "SPANS_A_QUERY", 1)
+    unfolded = compute_groups(reader, state, groups, seen, extra(state))
+    assert {name: one.document for name, one in unfolded.invoices.items()} == {
+        name: one.document for name, one in folded.invoices.items()
+    }
     said = "".join(invoice.document for invoice in folded.invoices.values())
     for kind in ("void", "covered", "reservation", "allowance", "credit"):
         assert f'"kind":"{kind}"' in said
