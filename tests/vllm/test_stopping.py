@@ -23,8 +23,11 @@ BODY = {"model": "tiny", "prompt": "Do not stop. " * 9, "max_tokens": 1900, "ign
 
 
 @contextlib.contextmanager
-def streaming(worker: VllmWorker, count: int) -> Iterator[list[str]]:
-    """Clients in the middle of their streams, who do not leave within. The error that each was told, once they are done."""
+def streaming(worker: VllmWorker, count: int, *, until_the_end: bool) -> Iterator[list[str]]:
+    """Clients in the middle of their streams, who do not leave within: a server that stops waits for them, its events do not.
+
+    Then they read `until_the_end`, or leave. The error that each was told, once they are done.
+    """
     started, told, errors = threading.Barrier(count + 1), threading.Event(), [""] * count
 
     def ask(number: int) -> None:
@@ -33,7 +36,8 @@ def streaming(worker: VllmWorker, count: int) -> Iterator[list[str]]:
             next(lines)
             started.wait(SECONDS_MAX)
             told.wait(SECONDS_MAX)
-            errors[number] = "".join(line for line in lines if '"error"' in line)
+            if until_the_end:
+                errors[number] = "".join(line for line in lines if '"error"' in line)
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(count)]
     for thread in threads:
@@ -92,7 +96,7 @@ def test_an_engine_that_dies_is_a_server_error(unsalted: VllmWorker) -> None:
             statuses.append(unsalted.post("/v1/completions", body).status_code)
 
     waiting = threading.Thread(target=ask_for_the_whole)
-    with streaming(unsalted, 2) as errors:
+    with streaming(unsalted, 2, until_the_end=True) as errors:
         waiting.start()
         unsalted.await_gauge("num_requests_running", 3)
         unsalted.signal_engine(signal.SIGSTOP)
@@ -111,7 +115,7 @@ def test_an_engine_that_dies_is_a_server_error(unsalted: VllmWorker) -> None:
 def test_sigterm_loses_nothing(generator: VllmWorker) -> None:
     """Requests that run when the worker is told to stop have events too; its numbers have no hole, and its sums no difference."""
     known = len(generator.events())
-    with streaming(generator, 3):
+    with streaming(generator, 3, until_the_end=False):
         generator.signal_engine(signal.SIGSTOP)
         counted = generator.counters_at_rest()
         generator.signal(signal.SIGTERM)
