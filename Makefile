@@ -32,7 +32,7 @@ test: setup ## The tests, on the embedded stack
 AT_ONCE ?= -n 4 --dist loadfile
 
 faults: setup ## Kill, pause and starve the real processes, then compare exactly (fixed seed; Java and Maven)
-	$(RUN)/pytest -m faults tests/faults tests/integration
+	$(RUN)/pytest -n 2 -m faults tests/faults tests/integration
 
 race: setup ## Eight gateways, five budgets at 99%, a gateway and the keeper killed in the middle (Apache Kafka)
 	$(RUN)/pytest -s -m race --broker=apache tests/e2e
