@@ -1,7 +1,7 @@
 """How long the savings of a big period take: `python -m tests.benchmarks.savings_close` (10 million events, 1 million blocks).
 
-Makes the events inside ClickHouse's engine, then settles them under each policy through `UsageFold`, as closing does. Memory is the peak of each
-process (VmHWM): of the engine, reset after the events are made, and of this one.
+Makes the events inside ClickHouse's engine, then settles them under each policy through `UsageFold`, as closing does. Memory is
+the peak of each process (VmHWM): of the engine, reset after the events are made, and of this one.
 """
 
 import argparse
