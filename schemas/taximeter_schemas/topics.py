@@ -34,7 +34,9 @@ BUDGET_STATE = Topic("budget.state.v1", "tenant", None, ("budgets",), ("gateway"
 BUDGET_LEASES = Topic(
     "budget.leases.v1", "tenant", DAY_MS, ("gateway", "budgets"), ("budgets", "gateway"), "LeaseMessage"
 )
-BUDGET_ALERTS = Topic("budget.alerts.v1", "tenant", 30 * DAY_MS, ("budgets", "billing", "vllm"), ("alerts",), "BudgetAlert")
+BUDGET_ALERTS = Topic(
+    "budget.alerts.v1", "tenant", 30 * DAY_MS, ("budgets", "billing", "vllm"), ("alerts",), "BudgetAlert"
+)
 CONTROL = Topic("control.v1", "kind/id", None, ("billing",), ("gateway", "meter", "budgets"), "ControlRecord")
 
 TOPICS = (USAGE_EVENTS, USAGE_REJECTED, USAGE_SPEND, BUDGET_STATE, BUDGET_LEASES, BUDGET_ALERTS, CONTROL)
