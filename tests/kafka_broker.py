@@ -3,6 +3,7 @@
 It keeps its log in a directory, so it can be killed and started again on the same port with everything it held.
 """
 
+import fcntl
 import hashlib
 import shutil
 import signal
@@ -123,12 +124,16 @@ def fetch_jars() -> Path:
     version = hashlib.sha256(_POM.read_bytes()).hexdigest()[:16]
     folder = _JARS / version
     complete = folder / "complete"
-    if not complete.exists():
-        if shutil.which("mvn") is None or shutil.which("java") is None:
-            raise BrokerError("Apache Kafka needs java and mvn on the PATH")
-        goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={folder}"]
-        _run(["mvn", "-q", "-B", "-f", str(_POM), *goal], _FETCH_SECONDS_MAX)
-        complete.touch()
+    _JARS.mkdir(parents=True, exist_ok=True)
+    # Tests run in several processes: one fetches, the others wait for it.
+    with (_JARS / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not complete.exists():
+            if shutil.which("mvn") is None or shutil.which("java") is None:
+                raise BrokerError("Apache Kafka needs java and mvn on the PATH")
+            goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={folder}"]
+            _run(["mvn", "-q", "-B", "-f", str(_POM), *goal], _FETCH_SECONDS_MAX)
+            complete.touch()
     return folder
 
 
