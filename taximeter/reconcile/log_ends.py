@@ -2,9 +2,13 @@
 
 import time
 
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from taximeter_schemas.topics import USAGE_EVENTS
+
+RETRY_SECONDS = 0.2
+_NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+"""What a broker says that has just started."""
 
 
 class LogEndsError(ConnectionError):
@@ -23,14 +27,11 @@ def log_ends(bootstrap_servers: str, topic: str = USAGE_EVENTS.name, timeout_sec
         }
     )
     try:
+        deadline = time.monotonic() + timeout_seconds
         partitions = sorted(consumer.list_topics(topic, timeout=timeout_seconds).topics[topic].partitions)
-        starts = {}
-        for partition in partitions:
-            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_seconds)
-            starts[partition] = max(low, high - 1)
+        starts = {partition: _start_near_end(consumer, topic, partition, deadline) for partition in partitions}
         consumer.assign([TopicPartition(topic, partition, start) for partition, start in starts.items()])
         ends: dict[int, int] = {}
-        deadline = time.monotonic() + timeout_seconds
         while len(ends) < len(partitions) and time.monotonic() < deadline:
             message = consumer.poll(0.2)
             error = message.error() if message is not None else None
@@ -41,3 +42,19 @@ def log_ends(bootstrap_servers: str, topic: str = USAGE_EVENTS.name, timeout_sec
         return ends
     finally:
         consumer.close()
+
+
+def _start_near_end(consumer: Consumer, topic: str, partition: int, deadline: float) -> int:
+    """The last offset that the broker tells of, or the first. Raises LogEndsError, and KafkaException for good reasons."""
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise LogEndsError(f"{topic}, partition {partition} has no leader")
+        try:
+            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=left)
+        except KafkaException as error:
+            if error.args[0].code() not in _NO_LEADER_YET:
+                raise
+            time.sleep(RETRY_SECONDS)
+        else:
+            return max(low, high - 1)
