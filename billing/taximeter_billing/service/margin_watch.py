@@ -5,11 +5,8 @@ margin is told of in a month, so it arrives once, also after a restart.
 """
 
 import logging
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Self
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from sqlalchemy import Engine
@@ -19,15 +16,15 @@ from taximeter_billing.alerting import alert_negative_margins
 from taximeter_billing.domain.margin import Key
 from taximeter_billing.errors import AlertError, NotFoundError
 from taximeter_billing.margins import margins_of_month
+from taximeter_billing.service.looking import LookingThread
 from taximeter_billing.settings import BillingSettings
 from taximeter_billing.warehouse import UsageReader
 from taximeter_sql import WarehouseError, connect
 
-STOP_SECONDS_MAX = 15.0
 _log = logging.getLogger(__name__)
 
 
-class MarginWatch:
+class MarginWatch(LookingThread):
     """A thread that looks every `margin_minutes` of the settings, and first at its start; 0 means never.
 
     Without declared cost cards there is no margin, and nothing is read.
@@ -36,24 +33,11 @@ class MarginWatch:
     def __init__(
         self, book: Engine, settings: BillingSettings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
+        super().__init__("margin-watch", is_wanted=bool(settings.margin_minutes))
         self._book = book
         self._settings = settings
         self._clock = clock
         self._told: set[tuple[str, Key]] = set()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="margin-watch", daemon=True)
-
-    def __enter__(self) -> Self:
-        if self._settings.margin_minutes:
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_SECONDS_MAX)
 
     def look(self) -> list[Key]:
         """Look once, and tell of what is negative and was not told of yet; returns that.

@@ -5,8 +5,6 @@ At the start everything is sent, because a log that lives in memory begins empty
 
 import logging
 import threading
-from types import TracebackType
-from typing import Self
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -14,36 +12,25 @@ from sqlalchemy.exc import SQLAlchemyError
 from taximeter_billing.declarations import republish
 from taximeter_billing.declarations.applying import send_outbox
 from taximeter_billing.operations import publisher
+from taximeter_billing.service.looking import LookingThread
 from taximeter_billing.settings import BillingSettings
 from taximeter_producers.errors import ControlError, TopicsError
 from taximeter_producers.topics import ensure_topics
 
 LOOK_SECONDS = 2.0
 RETRY_SECONDS = 5.0
-STOP_SECONDS_MAX = 15.0
 _log = logging.getLogger(__name__)
 
 
-class ControlSender:
+class ControlSender(LookingThread):
     """A thread that sends. `ready` says whether the log has had everything since the start."""
 
     def __init__(self, book: Engine, settings: BillingSettings) -> None:
+        super().__init__("control-sender")
         self._book = book
         self._settings = settings
         self._publish = publisher(settings)
-        self._stopping = threading.Event()
         self._published = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="control-sender", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stopping.set()
-        self._thread.join(STOP_SECONDS_MAX)
 
     @property
     def ready(self) -> bool:

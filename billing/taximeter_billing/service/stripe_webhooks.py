@@ -1,10 +1,8 @@
 """Where Stripe delivers its events, and the thread that handles what was noted."""
 
 import logging
-import threading
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request
 from fastapi.concurrency import run_in_threadpool
@@ -14,42 +12,23 @@ from sqlalchemy.exc import SQLAlchemyError
 from taximeter_billing.payments.errors import PaymentError, WebhookRefusedError
 from taximeter_billing.payments.webhooks import read_event
 from taximeter_billing.pushing import payments_client
+from taximeter_billing.service.looking import LookingThread
 from taximeter_billing.settings import BillingSettings
 from taximeter_billing.stripe_inbox import handle_waiting, take_event
 
 BODY_BYTES_MAX = 1 << 20
 LOOK_SECONDS = 1.0
 RETRY_SECONDS = 5.0
-STOP_SECONDS_MAX = 15.0
 _log = logging.getLogger(__name__)
 
 
-class StripeInbox:
+class StripeInbox(LookingThread):
     """A thread that handles noted events, woken by each new one. Without a Stripe key it stays asleep, and events wait."""
 
     def __init__(self, book: Engine, settings: BillingSettings) -> None:
+        super().__init__("stripe-inbox", is_wanted=bool(settings.stripe_api_key))
         self._book = book
         self._settings = settings
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="stripe-inbox", daemon=True)
-
-    def __enter__(self) -> Self:
-        if self._settings.stripe_api_key:
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stopping.set()
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_SECONDS_MAX)
-
-    def wake(self) -> None:
-        """There is something new."""
-        self._wake.set()
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -70,7 +70,7 @@ class BudgetsWorker:
         self._sent_alerts: OrderedDict[str, None] = OrderedDict()
         self._turn = asyncio.Lock()
         self._in_flight = asyncio.Semaphore(IN_FLIGHT_MAX)
-        self._last_ack: dict[Any, asyncio.Task[None]] = {}
+        self._last_ack: dict[TP, asyncio.Task[None]] = {}
         reader = LogReader(settings.kafka_bootstrap_servers, settings.budgets_group)
         self._reading = UnbrokenReading(self.app, reader, frozenset((USAGE_SPEND.name, BUDGET_LEASES.name)))
         self._vigil = Vigil(time.monotonic, SESSION_SECONDS - 2 * HEARTBEAT_SECONDS)
@@ -262,12 +262,8 @@ class BudgetsWorker:
             await asyncio.sleep(self._settings.budgets_publish_ms / 1_000)
             if not self._reading.recovered:
                 continue
-            try:
+            with dying():
                 await self._publish_due()
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:  # noqa: BLE001 - see die
-                die(error)
 
     async def _publish_due(self) -> None:
         loop_time = self.app.loop.time()
