@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from taximeter.embedded.broker import EmbeddedBroker
+from taximeter.embedded.ports import free_port
 from tests.vllm.worker_process import MODELS, VllmWorker
 
 LORA = (
@@ -53,6 +55,13 @@ def fleet(
     def folder(name: str) -> Path:
         return tmp_path_factory.mktemp(name)
 
+    own = EmbeddedBroker(folder("own-broker"), free_port())
+    squeezed = ("--num-gpu-blocks-override", "21", "--max-num-seqs", "2", "--scheduling-policy", "priority")
+    squeezed_settings = {
+        "TAXIMETER_WORKER_UNTAGGED": "meter",
+        "TAXIMETER_WORKER_PRIVILEGES": '{"globex": ["priority", "kv_transfer_params"]}',
+        "TAXIMETER_WORKER_SPOOL_BYTES_MAX": "24000",
+    }
     drifted_server = (str(Path(__file__).with_name("drifted_server.py")),)
     lora_settings = {"TAXIMETER_WORKER_ADAPTERS": '{"adapter-b": ["globex"]}', "VLLM_SERVER_DEV_MODE": "1"}
     pooling = ("--runner", "pooling", "--convert", "embed")
@@ -66,6 +75,14 @@ def fleet(
         "generator": VllmWorker(folder("generator"), bootstrap_servers, arguments=LORA, settings=lora_settings),
         "unsalted": VllmWorker(folder("unsalted"), bootstrap_servers, settings={"TAXIMETER_WORKER_ISOLATION": "off"}),
         "embedder": VllmWorker(folder("embedder"), bootstrap_servers, model="embedder", arguments=pooling),
+        "squeezed": VllmWorker(
+            folder("squeezed"),
+            own.bootstrap_servers,
+            arguments=squeezed,
+            settings=squeezed_settings,
+            context_tokens=512,
+            broker=own,
+        ),
     }
     asked_for = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
     made = Fleet(workers, asked_for)
@@ -91,6 +108,15 @@ def embedder(fleet: Fleet) -> VllmWorker:
 def unsalted(fleet: Fleet) -> VllmWorker:
     """A generator whose tenants share one cache, as in a plain vLLM."""
     return fleet.get("unsalted")
+
+
+@pytest.fixture(scope="session")
+def squeezed(fleet: Fleet) -> VllmWorker:
+    """A generator with next to no cache, places for two, and no room for many events should its own broker be away.
+
+    It schedules by priority, which globex may set, and meters requests without tags.
+    """
+    return fleet.get("squeezed")
 
 
 @pytest.fixture(scope="session")

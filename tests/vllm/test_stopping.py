@@ -66,7 +66,7 @@ def test_kill_leaves_a_gap_that_is_named(embedder: VllmWorker) -> None:
     waiting = threading.Thread(target=ask)
     waiting.start()
     journal = embedder.state_dir / "vllm" / f"{embedder.worker_id}.open"
-    await_true(lambda: lost_numbers(journal.read_bytes()) != [], lambda: "the request does not reach the engine")
+    await_true(lambda: embedder.open_numbers() != [], lambda: "the request does not reach the engine")
     embedder.stop(signal.SIGKILL)
     waiting.join()
     events = embedder.events()
@@ -75,13 +75,6 @@ def test_kill_leaves_a_gap_that_is_named(embedder: VllmWorker) -> None:
     successor = Journal(journal)
     assert successor.adopt("the next start")[1] == [done + 1]
     successor.close()
-
-
-def lost_numbers(journal: bytes) -> list[int]:
-    """The numbers in a journal's slots that are not cleared."""
-    slots = journal[256:]
-    found = (int.from_bytes(slots[at : at + 8], "little") for at in range(0, len(slots), 8))
-    return [value for value in found if value]
 
 
 def test_an_engine_that_dies_is_a_server_error(unsalted: VllmWorker) -> None:

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import httpx
 
+from taximeter.embedded.broker import EmbeddedBroker
 from taximeter.embedded.ports import free_port
 from taximeter.embedded.processes import ChildProcess
 from taximeter_inference.forwarding import Forwarded, sign
@@ -66,6 +67,8 @@ class VllmWorker:
     settings: Mapping[str, str] = field(default_factory=dict)
     program: tuple[str, ...] = SERVER
     context_tokens: int = 4_096
+    broker: EmbeddedBroker | None = None
+    """Its own, at `bootstrap_servers`, which it brings with it; None where others use the broker too."""
     metered_elsewhere: "Counters" = field(default_factory=lambda: Counters(0, 0, 0))
 
     def __post_init__(self) -> None:
@@ -106,6 +109,8 @@ class VllmWorker:
 
     def begin_start(self) -> None:
         """Start it without waiting."""
+        if self.broker is not None:
+            self.broker.start()
         ensure_topics(self.bootstrap_servers, PARTITIONS, 1)
         self._child.start()
 
@@ -138,6 +143,8 @@ class VllmWorker:
         if self._child.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._child.pid, signal.SIGKILL)
+        if self.broker is not None:
+            self.broker.stop()
 
     def signal_engine(self, number: signal.Signals) -> None:
         """Send the engine's own process a signal: stopped, it counts no further."""
@@ -206,6 +213,12 @@ class VllmWorker:
         text = httpx.get(f"{self.url}/metrics", timeout=SECONDS_MAX).text
         found = re.findall(rf"^{name}(?:{{[^}}]*}})? ([0-9.e+-]+)$", text, re.MULTILINE)
         return sum(map(float, found))
+
+    def open_numbers(self) -> list[int]:
+        """The numbers of requests that are in its engine, or whose events are not safe yet."""
+        slots = (self.state_dir / "vllm" / f"{self.worker_id}.open").read_bytes()[256:]
+        found = (int.from_bytes(slots[at : at + 8], "little") for at in range(0, len(slots), 8))
+        return sorted(value - 1 for value in found if value)
 
     def reset_prefix_cache(self) -> None:
         """Empty its cache (needs VLLM_SERVER_DEV_MODE)."""

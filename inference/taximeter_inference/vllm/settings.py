@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, SecretStr
 
+from taximeter_producers.producer import SPOOL_BYTES_MAX
 from taximeter_schemas.settings import LogSettings
 
 
@@ -51,6 +52,11 @@ class WorkerSettings(LogSettings):
     )
     salt_key_id: str = Field("1", description="Names the salt secret; a new one empties every tenant's cache")
     worker_audit: bool = Field(True, description="Watch for cache hits on blocks that were warmed outside the pool")
+    worker_spool_bytes_max: int = Field(
+        SPOOL_BYTES_MAX,
+        gt=0,
+        description="What may wait on disk while the log is away; when that is full, new requests are refused",
+    )
     state_dir: Path = Field(Path("data/state"), description="Folder for state beside the service")
 
     @property

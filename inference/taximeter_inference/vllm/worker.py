@@ -13,6 +13,7 @@ from typing import Any, Self
 from taximeter_inference.gateway.salt import PoolKeys
 from taximeter_inference.vllm.block_join import BlockJoin
 from taximeter_inference.vllm.drift import TESTED_VERSIONS, check_vllm
+from taximeter_inference.vllm.engine_types import EngineRequest
 from taximeter_inference.vllm.errors import WorkerError
 from taximeter_inference.vllm.exchange import CURRENT, Exchange
 from taximeter_inference.vllm.hooks import EngineHooks
@@ -60,7 +61,7 @@ class WorkerMeter:
         self._join = (
             BlockJoin(self._source.poll, keys, settings.worker_audit, self._incidents.report) if self._source else None
         )
-        guard = Guard(
+        self._guard = Guard(
             keys if settings.worker_isolation == "pool" else None,
             meter_untagged=settings.worker_untagged == "meter",
             adapters=settings.worker_adapters,
@@ -75,7 +76,7 @@ class WorkerMeter:
             gpus=settings.worker_gpus or int(getattr(config.parallel_config, "world_size", 1)),
             blocks=self._join.report if self._join is not None else counts_only,
         )
-        self.hooks = EngineHooks(guard.prepare, self._begin_number, self.sink.take)
+        self.hooks = EngineHooks(self._admit, self._begin_number, self.sink.take)
         self.hooks.attach(owner.output_processor)
         self.sink.start(self.hooks.running)
         _log.info("metering vLLM %s as %s", self.version, self._producer.worker_id)
@@ -151,6 +152,17 @@ class WorkerMeter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _admit(self, request: EngineRequest, exchange: Exchange) -> None:
+        """The guard's checks; and on routes that are not known by name, and without a server, whether there is room for an event.
+
+        A request that is in the engine already is not broken off.
+        """
+        if exchange.number is None and not self.sink.has_room:
+            tags = exchange.tags
+            if tags is None or not tags.is_metered:
+                raise _client_error("this worker cannot meter requests now: there is no room for usage events")
+        self._guard.prepare(request, exchange)
+
     def _begin_number(self) -> int:
         number = next(self._numbers)
         self._journal.begin(number)
@@ -180,7 +192,10 @@ def open_producer(settings: WorkerSettings) -> tuple[UsageProducer, str]:
         name = f"{settings.worker_id}-{number}" if number else settings.worker_id
         try:
             producer = UsageProducer(
-                bootstrap_servers=settings.kafka_bootstrap_servers, producer_id=name, spool_dir=settings.spool_dir
+                bootstrap_servers=settings.kafka_bootstrap_servers,
+                producer_id=name,
+                spool_dir=settings.spool_dir,
+                spool_bytes_max=settings.worker_spool_bytes_max,
             )
         except SpoolBusyError:
             continue
