@@ -6,6 +6,7 @@ from typing import cast
 
 from confluent_kafka import KafkaError, Message
 
+from taximeter_streams.meter.batch import Arrivals
 from taximeter_streams.meter.holding import Held
 
 NOVEMBER, DECEMBER = (int(datetime(2026, month, 1, tzinfo=UTC).timestamp() * 1000) for month in (11, 12))
@@ -38,6 +39,10 @@ class Fetched:
 
 def messages(*fetched: Fetched) -> list[Message]:
     return cast("list[Message]", list(fetched))
+
+
+def arrivals(*offsets: int) -> Arrivals:
+    return Arrivals(offsets, [NOVEMBER] * len(offsets), [b""] * len(offsets))
 
 
 def taken(held: Held) -> list[tuple[int, list[int]]]:
@@ -88,3 +93,15 @@ def test_a_lost_partition_takes_what_is_held_with_it() -> None:
     held.take(messages(Fetched(2), Fetched(2, 1)), {0: 0, 1: 0}, 1.0)
     held.clear()
     assert taken(held) == []
+
+
+def test_what_is_expected_comes_behind_what_is_in_hand_and_held() -> None:
+    held = Held()
+    held.take(messages(Fetched(9), Fetched(10)), {0: 9}, 1.0)
+    in_hand = [(0, arrivals(5, 6)), (1, arrivals(3, 4)), (2, arrivals(1, 2))]
+    assert held.expected({0: 5, 1: 3, 3: 7}, in_hand) == {0: 11, 1: 5, 3: 7}
+
+
+def test_a_batch_that_will_not_be_written_hides_nothing() -> None:
+    """Its partition went and came back in the middle of it: the end of it is to be fetched again."""
+    assert Held().expected({0: 6}, [(0, arrivals(5, 6, 7))]) == {0: 6}

@@ -1,7 +1,7 @@
 """Messages that were fetched and are not being written yet. Whatever a partition holds here is dropped when it is lost."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import lt
 
@@ -40,6 +40,17 @@ class Held:
     def since(self) -> float | None:
         """Since when the one that has waited longest waits (monotonic seconds)."""
         return next((waiting.since for waiting in self._waiting.values()), None)
+
+    def expected(self, offsets: Mapping[int, int], in_hand: Iterable[tuple[int, Arrivals]]) -> dict[int, int]:
+        """The least offset that is new of each partition that is ours. `offsets` says where each stands in the warehouse.
+
+        A batch in hand whose partition has gone and come back behind its beginning is not written: its end is to be fetched.
+        """
+        expected = dict(offsets)
+        for partition, arrivals in in_hand:
+            if offsets.get(partition, arrivals.first + 1) <= arrivals.first:
+                expected[partition] = max(expected[partition], arrivals.last + 1)
+        return {partition: max(offset, self.end(partition) or 0) for partition, offset in expected.items()}
 
     def take(self, messages: list[Message], expected: Mapping[int, int], now: float) -> None:
         """Hold what was fetched. `expected` names the partitions that are ours, and the least offset that is new of each.

@@ -151,11 +151,8 @@ class Meter:
 
     def _expected(self) -> dict[int, int]:
         """The partitions that are ours, and the first offset of each that was not fetched yet."""
-        expected = self._next_offset.copy()
-        for work in filter(None, (self._writing, self._next)):
-            if work.partition in expected:
-                expected[work.partition] = max(expected[work.partition], work.arrivals.last + 1)
-        return {partition: max(offset, self._held.end(partition) or 0) for partition, offset in expected.items()}
+        in_hand = [(work.partition, work.arrivals) for work in (self._writing, self._next) if work]
+        return self._held.expected(self._next_offset, in_hand)
 
     def _take_held(self) -> Work | None:
         taken = self._held.next()
