@@ -138,7 +138,7 @@ def _look(
     """Everything that the batch's invoices depend on. Grants that have begun are booked on the way."""
     names = [tenant.id for tenant in wanted]
     late = find_late(book, reader, label, set(names))
-    seen = look(reader, [tenant for group in groups for tenant in group.tenants], label)
+    seen = look(reader, [tenant for group in groups for tenant in group.tenants], label, cards=state.cards)
     spans = [TenantSpan(name, seen.periods[name].start, seen.periods[name].end) for name in names]
     granted = {name: state.grants[name] for name in names if name in state.grants}
     end = max(seen.periods[name].end for name in names)

@@ -16,16 +16,20 @@ from taximeter_billing.domain.credits import Grant
 from taximeter_billing.domain.invoice import CODE_VERSION, Inputs, Invoice, build_invoice, canonical_json
 from taximeter_billing.domain.settlement import Settlement, segment_at, settle_gathered, settle_period
 from taximeter_billing.domain.spans import cuts_us, spans_of
+from taximeter_billing.domain.storage import STORAGE
+from taximeter_billing.domain.storage_lines import LOOKBACK, Stored, storage_lines, storage_month, store
 from taximeter_billing.domain.takeback import Reserved, Takeback
 from taximeter_billing.domain.usage import UnknownPriceError, UsageRow
 from taximeter_billing.folding import UsageFold
 from taximeter_billing.warehouse import ANY_TIME, Correction, EventSet, TenantSpan, UsageReader
 from taximeter_schemas.errors import CachePolicyError, CacheUseError
 from taximeter_schemas.periods import Period, billing_month
+from taximeter_schemas.rate_cards import RateCard
 from taximeter_schemas.tenants import Tenant
 
 Rows = Iterable[UsageRow]
 _NEVER = datetime.max.replace(tzinfo=UTC)
+ARRIVED = "usage arrived while the period was being closed; close it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +40,31 @@ class Seen:
     periods: Mapping[str, Period]
     sets: Mapping[str, EventSet]
     corrections: Sequence[Correction] = ()
+    stored: Mapping[str, EventSet] = field(default_factory=dict)
+    """The events that say how long blocks were kept, by tenant; none where keeping them has no price at all."""
+    priced: Collection[str] = ()
+    """Card versions with a price for it."""
+
+    def stores(self, group: Group) -> bool:
+        """Whether keeping blocks has a price for something that the group used, in the period or shortly before it."""
+        cards = {card for one in group.tenants if one.id in self.stored for *_, card in self.stored[one.id].lines}
+        return not cards.isdisjoint(self.priced)
 
     def until(self, group: Group) -> datetime | None:
         """When the newest row of the group was inserted; whatever came later is left out."""
-        newest = [moment for tenant in group.tenants if (moment := self.sets[tenant.id].newest) is not None]
-        return max(newest, default=None)
+        sets = [self.sets[tenant.id] for tenant in group.tenants]
+        sets += [self.stored[tenant.id] for tenant in group.tenants] if self.stores(group) else []
+        return max((each.newest for each in sets if each.newest is not None), default=None)
+
+    def pool_set(self, group: Group) -> tuple[int, str]:
+        """How many events the group has in the period, and their hash."""
+        return _joined(self.sets[tenant.id] for tenant in group.tenants)
+
+    def storage_set(self, group: Group) -> tuple[int, str]:
+        """How many events say how long the group's blocks were kept, and their hash; nothing where it has no price."""
+        if not self.stores(group):
+            return 0, ""
+        return _joined(self.stored[tenant.id] for tenant in group.tenants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +84,20 @@ class Computed:
     blocked: dict[str, str] = field(default_factory=dict)
 
 
-def look(reader: UsageReader, tenants: Iterable[Tenant], label: str, until: datetime = ANY_TIME) -> Seen:
-    """See what the warehouse holds of a month, as far as it was inserted until then."""
+def look(
+    reader: UsageReader,
+    tenants: Iterable[Tenant],
+    label: str,
+    until: datetime = ANY_TIME,
+    *,
+    cards: Iterable[RateCard],
+) -> Seen:
+    """See what the warehouse holds of a month, as far as it was inserted until then. `cards`: all that are known."""
     periods = {tenant.id: billing_month(label, tenant.time_zone) for tenant in tenants}
     spans = [TenantSpan(tenant, period.start, period.end, until) for tenant, period in periods.items()]
-    return Seen(label, periods, reader.event_sets(spans), reader.corrections(spans))
+    priced = {card.name for card in cards if card.stores}
+    stored = reader.event_sets(_storage_spans(periods, label, until)) if priced else {}
+    return Seen(label, periods, reader.event_sets(spans), reader.corrections(spans), stored, priced)
 
 
 def agreed_of(state: State, tenant: Tenant, currency: str, period: Period, extra: Extra) -> Agreed:
@@ -96,6 +129,7 @@ def inputs_sha256(state: State, group: Group, tenant: Tenant, seen: Seen, extra:
         "grants": [repr(grant) for grant in agreed.grants],
         "late": [repr(line) for line in extra.late.get(tenant.id, ())],
         "until": str(seen.until(group)),
+        "stored": seen.storage_set(group),
     }
     return sha256(canonical_json(said).encode()).hexdigest()
 
@@ -123,7 +157,13 @@ def compute(
         rows: Rows = map(rerate, reader.rows(spans)) if spans else ()
         return _event_by_event(rows, state, group, seen, agreed)
 
-    _compute_group(settle, state, group, wanted, seen, extra, agreed, computed)
+    def stored() -> Stored | None:
+        if not any(card.stores for card in state.cards):
+            return None
+        rows = map(rerate, reader.rows(_stored_spans([group], seen)))
+        return store(rows, state.cards, group.policy, storage_month(seen.label))
+
+    _compute_group(settle, stored, state, group, wanted, seen, extra, agreed, computed)
     return computed
 
 
@@ -140,6 +180,7 @@ def compute_groups(
     cuts, takebacks = _cuts(agreed), _takebacks(agreed, seen)
     spans = _spans(every, seen)
     fold = UsageFold(reader.client, spans, state.cards, cuts)
+    kept = UsageFold(reader.client, _stored_spans([one for one in every if seen.stores(one)], seen), state.cards)
     taken = _taken_back(reader, [span for span in spans if span.tenant in takebacks], takebacks)
     computed = Computed()
     for group, wanted in groups:
@@ -154,10 +195,19 @@ def compute_groups(
                 for row in taken.get(tenant, ()):
                     place = (row.tenant, row.feature, row.model, row.rate_card)
                     gathered.take_back(place, segment_at(cuts, row), takeback, row)
-            result = fold.savings(group.policy, _salt(group, seen), tenants=members)
+            ttl_s = group.policy.ttl_seconds
+            result = fold.savings(group.policy, _salt(group, seen), tenants=members, ttl_s=ttl_s)
             return _with_corrections_met(settle_gathered(gathered, result, _salt(group, seen)), own)
 
-        _compute_group(settle, state, group, wanted, seen, extra, agreed, computed)
+        def stored(group: Group = group, members: list[str] = members) -> Stored | None:
+            if not seen.stores(group):
+                return None
+            month = storage_month(seen.label)
+            if not kept.is_small(members):
+                return store(reader.rows(_stored_spans([group], seen)), state.cards, group.policy, month)
+            return kept.stored(group.policy, month, tenants=members)
+
+        _compute_group(settle, stored, state, group, wanted, seen, extra, agreed, computed)
     return computed
 
 
@@ -171,6 +221,7 @@ def _event_by_event(rows: Rows, state: State, group: Group, seen: Seen, agreed: 
 
 def _compute_group(
     settle: Callable[[], Settlement],
+    store: Callable[[], Stored | None],
     state: State,
     group: Group,
     wanted: Collection[str],
@@ -181,9 +232,16 @@ def _compute_group(
 ) -> None:
     try:
         settlement = settle()
+        stored = store()
     except (CachePolicyError, CacheUseError, UnknownPriceError) as error:
         computed.blocked.update(dict.fromkeys(wanted, str(error)))
         return
+    lines: Mapping[str, Sequence[Adjustment]] = {}
+    if stored is not None:
+        if stored.events != sum(seen.stored[tenant.id].events for tenant in group.tenants):
+            computed.blocked.update(dict.fromkeys(wanted, ARRIVED))
+            return
+        lines = storage_lines(stored, state.cards, group.policy, storage_month(seen.label), _salt(group, seen))
     for tenant in group.tenants:
         if tenant.id not in wanted:
             continue
@@ -192,9 +250,10 @@ def _compute_group(
             continue
         parcels = settlement.parcels.get(tenant.id, [])
         if sum(parcel.events for parcel in parcels) != seen.sets[tenant.id].events:
-            computed.blocked[tenant.id] = "usage arrived while the period was being closed; close it again"
+            computed.blocked[tenant.id] = ARRIVED
             continue
-        charges = charge(parcels, agreed[tenant.id], f"{tenant.id}/{seen.label}", extra.late.get(tenant.id, ()))
+        salt, late = f"{tenant.id}/{seen.label}", extra.late.get(tenant.id, ())
+        charges = charge(parcels, agreed[tenant.id], salt, late, lines.get(tenant.id, ()))
         if not parcels and not charges.adjustments:
             continue
         inputs = _inputs(state, group, tenant, seen, agreed[tenant.id], charges)
@@ -221,6 +280,28 @@ def _spans(groups: Iterable[Group], seen: Seen) -> list[TenantSpan]:
         for tenant in group.tenants
         if seen.sets[tenant.id].events
     ]
+
+
+def _storage_spans(tenants: Iterable[str], label: str, until: datetime) -> list[TenantSpan]:
+    month = storage_month(label)
+    return [TenantSpan(tenant, month.start - LOOKBACK, month.end, until) for tenant in tenants]
+
+
+def _stored_spans(groups: Iterable[Group], seen: Seen) -> list[TenantSpan]:
+    """The spans of tenants whose events say how long blocks were kept, as far as they had come when it was looked at."""
+    return [
+        span
+        for group in groups
+        for until in [seen.until(group) or ANY_TIME]
+        for span in _storage_spans([one.id for one in group.tenants if seen.stored[one.id].events], seen.label, until)
+    ]
+
+
+def _joined(sets: Iterable[EventSet]) -> tuple[int, str]:
+    events, digest = 0, 0
+    for each in sets:
+        events, digest = events + each.events, digest ^ each.digest
+    return events, f"{digest:032x}"
 
 
 def _salt(group: Group, seen: Seen) -> str:
@@ -264,23 +345,24 @@ def _with_corrections_met(settlement: Settlement, takebacks: Mapping[str, Takeba
 
 def _inputs(state: State, group: Group, tenant: Tenant, seen: Seen, agreed: Agreed, charges: Charges) -> Inputs:
     own = seen.sets[tenant.id]
-    pool = [seen.sets[member.id] for member in group.tenants]
-    digest = 0
-    for member in pool:
-        digest ^= member.digest
+    pool_events, pool_hash = seen.pool_set(group)
+    storage_events, storage_hash = seen.storage_set(group)
     used = {standing.parcel.rate_card for standing in charges.usage}
+    used |= {line.detail["rate_card"] for line in charges.adjustments if line.kind == STORAGE}
     until = seen.until(group)
     return Inputs(
         events=own.events,
         event_set_hash=own.hash,
         rate_cards={card.name: card.sha256 for card in state.cards if card.name in used},
         cache_policy=group.policy.name,
-        pool_events=sum(member.events for member in pool),
-        pool_event_set_hash=f"{digest:032x}",
+        pool_events=pool_events,
+        pool_event_set_hash=pool_hash,
         inserted_until=until.astimezone(UTC) if until else None,
         agreements=tuple(held.name for held in agreed.agreements),
         grants={grant.id: grant.balance_pico for grant in agreed.grants},
         line_sets=own.lines,
+        storage_events=storage_events,
+        storage_event_set_hash=storage_hash,
     )
 
 

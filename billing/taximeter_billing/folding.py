@@ -17,6 +17,9 @@ from taximeter_billing.domain.gathering import Gathered, Place, Used
 from taximeter_billing.domain.lots import PoolCell, Tally
 from taximeter_billing.domain.savings import SavingsResult, settle_shares
 from taximeter_billing.domain.shapley import Filled, UseClass
+from taximeter_billing.domain.spans import microseconds
+from taximeter_billing.domain.storage import StorageClass, token_times
+from taximeter_billing.domain.storage_lines import Stored, by_line, ttl_us
 from taximeter_billing.domain.usage import Prices, Skus, UnknownPriceError, UsageRow
 from taximeter_billing.domain.waterfall import FillClass, LotClass
 from taximeter_billing.warehouse import TenantSpan
@@ -28,6 +31,7 @@ from taximeter_schemas.cache_policies import (
     WaterfallRule,
     refuse_mixed_prices,
 )
+from taximeter_schemas.periods import Period
 from taximeter_schemas.rate_cards import Price, RateCard
 from taximeter_sql import query
 
@@ -112,7 +116,7 @@ class UsageFold:
     ) -> SavingsResult:
         """Settle these tenants (None: all) together, as `savings_for_period` does. Raises UnknownPriceError, CachePolicyError.
 
-        Rate cards have no price for keeping blocks in cache, so there is no storage cost here.
+        What keeping blocks in cache costs is settled apart, by `stored`.
         """
         rule = policy.rule if isinstance(policy, Published) else policy
         held = {tenant: self._held(tenant) for tenant in (self._spans if tenants is None else tenants)}
@@ -120,9 +124,7 @@ class UsageFold:
         rates = {sku: self._skus.rates[sku] for _pool, _tenant, sku in tallies}
         if rule is not policy:
             refuse_mixed_prices(rule, rates)
-        uses = sum(one.block_uses for one in held.values())
-        chunks = chunks or -(-uses // USES_A_CHUNK)
-        parts = [{"ttl_us": (ttl_s or 0) * 1_000_000, "chunk": chunk, "chunks": chunks} for chunk in range(chunks)]
+        parts = [{"ttl_us": (ttl_s or 0) * 1_000_000, **part} for part in _chunks(held.values(), chunks)]
         group = self._group(held) if parts else None
         if isinstance(rule, WaterfallRule):
             lots = (one for part in parts if group for one in self._waterfall(rule, group, part))
@@ -131,6 +133,20 @@ class UsageFold:
             classes = (one for part in parts if group for one in self._shapley(rule, group, part))
             shares = shapley.credits_of_classes(classes, tallies, rates)
         return settle_shares(shares, {}, tallies, rule, salt)
+
+    def stored(
+        self, policy: CachePolicy, month: Period, *, tenants: Iterable[str] | None = None, chunks: int | None = None
+    ) -> Stored:
+        """What these tenants (None: all) bear for blocks that were kept in a month, as `store` has it; the spans begin with
+        LOOKBACK before it. Raises UnknownPriceError, CachePolicyError."""
+        held = {tenant: self._held(tenant) for tenant in (self._spans if tenants is None else tenants)}
+        events = sum(used.events for one in held.values() for spans in one.used.values() for used in spans.values())
+        window = {"ttl_us": ttl_us(policy), "start": microseconds(month.start), "end": microseconds(month.end)}
+        priced = any(self._skus.storage[sku] for one in held.values() for (_, sku), _pool in one.cells.values())
+        parts = [{**window, **part} for part in _chunks(held.values(), chunks)] if priced else []
+        group = self._group(held) if parts else None
+        classes = (one for part in parts if group for one in self._storage(policy, group, part))
+        return Stored(by_line(token_times(classes), self._skus.storage), events)
 
     def _held(self, tenant: str) -> _Held:
         if self._read is None:
@@ -223,6 +239,12 @@ class UsageFold:
             cell = group.cells[hashed]
             yield UseClass(cell, tokens, parts, group.skus[filler_sku]) if is_use else Filled(cell, tokens)
 
+    def _storage(self, policy: CachePolicy, group: _Group, part: Mapping[str, Any]) -> Iterator[StorageClass]:
+        parameters = {**group.parameters, **part, "by_creator": int(policy.storage == "creator")}
+        del parameters["saves"]
+        for hashed, sku, of, token_us in self._rows("billing_fold_storage", _tenants_of(group), parameters):
+            yield StorageClass(group.cells[hashed], group.skus[sku], token_us, of)
+
     def _rows(
         self, name: str, tenants: Iterable[str], parameters: Mapping[str, Any], over: str = ""
     ) -> Iterator[Sequence[Any]]:
@@ -242,6 +264,11 @@ class UsageFold:
         ) as blocks:
             for block in blocks:
                 yield from block
+
+
+def _chunks(held: Iterable[_Held], chunks: int | None) -> list[dict[str, int]]:
+    chunks = chunks or -(-sum(one.block_uses for one in held) // USES_A_CHUNK)
+    return [{"chunk": chunk, "chunks": chunks} for chunk in range(chunks)]
 
 
 def _tenants_of(group: _Group) -> list[str]:

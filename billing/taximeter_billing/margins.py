@@ -39,7 +39,7 @@ def margins_of_month(book: Engine, reader: UsageReader, label: str, only: str | 
         wanted = {tenant.id for tenant in group.tenants if only in (None, tenant.id)}
         if not wanted:
             continue
-        seen = look(reader, group.tenants, label)
+        seen = look(reader, group.tenants, label, cards=state.cards)
         computed: Computed = compute(reader, state, group, wanted, seen)
         found.blocked.update(computed.blocked)
         until = seen.until(group) or ANY_TIME

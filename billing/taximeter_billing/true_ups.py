@@ -26,6 +26,12 @@ TRUE_UP = "true_up"
 _ANY = datetime.max.replace(tzinfo=UTC)
 
 
+Sets = tuple[str, str, str]
+"""The hashes of what a period was computed from: the tenant's events, its pool's, and those that say how long blocks were kept
+(empty where keeping them has no price)."""
+_SETS = ("event_set_hash", "pool_event_set_hash", "storage_event_set_hash")
+
+
 @dataclass(frozen=True, slots=True)
 class Billed:
     """What a finalized invoice and everything after it has charged for its period, and over which events.
@@ -35,8 +41,7 @@ class Billed:
 
     invoice: InvoiceRow
     owed_pico: int
-    event_set_hash: str
-    pool_event_set_hash: str
+    sets: Sets
     revised: bool = False
 
 
@@ -81,12 +86,17 @@ def billed_before(session: Session, label: str, tenants: Collection[str]) -> lis
 def _billed(row: InvoiceRow, document: Mapping[str, Any], later: list[dict[str, Any]]) -> Billed:
     inputs = document["inputs"]
     owed = int(document.get("owed_pico", document["net_pico"]))
-    own, pool = inputs["event_set_hash"], inputs["pool_event_set_hash"]
+    sets = _sets(inputs)
     for line in sorted(later, key=lambda line: str(line["receipt"]["detail"]["seen_until"])):
         owed += int(line["net_pico"])
-        own, pool = line["receipt"]["detail"]["event_set_hash"], line["receipt"]["detail"]["pool_event_set_hash"]
+        sets = _sets(line["receipt"]["detail"])
     revised = any(line["receipt"]["detail"]["invoice"] != row.number for line in later)
-    return Billed(row, owed, own, pool, revised)
+    return Billed(row, owed, sets, revised)
+
+
+def _sets(said: Mapping[str, Any]) -> Sets:
+    own, pool, stored = (str(said.get(name, "")) for name in _SETS)
+    return own, pool, stored
 
 
 def look_again(session: Session, reader: UsageReader, line: Mapping[str, Any]) -> Adjustment:
@@ -94,7 +104,7 @@ def look_again(session: Session, reader: UsageReader, line: Mapping[str, Any]) -
     detail = line["receipt"]["detail"]
     number, until = detail["invoice"], datetime.fromisoformat(detail["seen_until"])
     row = session.scalars(select(InvoiceRow).where(InvoiceRow.number == number)).one()
-    one = Billed(row, int(detail["owed_before_pico"]), "", "")
+    one = Billed(row, int(detail["owed_before_pico"]), ("", "", ""))
     late = Late()
     state = state_of(session, row)
     group = state.by_tenant().get(row.tenant)
@@ -115,12 +125,12 @@ def _find_in(session: Session, reader: UsageReader, period: str, billed: list[Bi
             states[made] = (state, state.by_tenant())
         group = states[made][1].get(one.invoice.tenant)
         tenants |= {tenant.id: tenant for tenant in (group.tenants if group else ())}
-    seen = look(reader, tenants.values(), period)
+    cards = {card.name: card for state, _groups in states.values() for card in state.cards}
+    seen = look(reader, tenants.values(), period, cards=cards.values())
     for one in billed:
         state, groups = states[_made(one.invoice)]
         group = groups.get(one.invoice.tenant)
-        known = (one.event_set_hash, one.pool_event_set_hash)
-        if group is not None and (one.revised or _hashes(seen, group, one.invoice.tenant) != known):
+        if group is not None and (one.revised or _hashes(seen, group, one.invoice.tenant) != one.sets):
             _look_at(one, state, group, reader, ANY_TIME, late)
 
 
@@ -129,17 +139,14 @@ def _made(row: InvoiceRow) -> tuple[int, datetime]:
     return row.declared_through, row.drafted_at if not row.declared_through else _ANY
 
 
-def _hashes(seen: Seen, group: Group, tenant: str) -> tuple[str, str]:
-    digest = 0
-    for member in group.tenants:
-        digest ^= seen.sets[member.id].digest
-    return seen.sets[tenant].hash, f"{digest:032x}"
+def _hashes(seen: Seen, group: Group, tenant: str) -> Sets:
+    return seen.sets[tenant].hash, seen.pool_set(group)[1], seen.storage_set(group)[1]
 
 
 def _look_at(one: Billed, state: State, group: Group, reader: UsageReader, until: datetime, late: Late) -> None:
     """What the period would cost with all events that were inserted until then."""
     row = one.invoice
-    seen = look(reader, group.tenants, row.period, until)
+    seen = look(reader, group.tenants, row.period, until, cards=state.cards)
     # The same grants as then, since they cut the period into spans; what they pay is no part of what is owed.
     granted = instances(state.grants.get(row.tenant, []), seen.periods[row.tenant].end)
     extra = Extra({row.tenant: tuple(grant for _, grant in granted)})
@@ -152,15 +159,14 @@ def _look_at(one: Billed, state: State, group: Group, reader: UsageReader, until
     delta = now_owed - one.owed_pico
     if not delta:
         return
-    own, pool = _hashes(seen, group, row.tenant)
+    sets = dict(zip(_SETS, _hashes(seen, group, row.tenant), strict=True))
     newest = seen.until(group)
     detail = {
         "period": row.period,
         "invoice": row.number or "",
         "owed_before_pico": str(one.owed_pico),
         "owed_now_pico": str(now_owed),
-        "event_set_hash": own,
-        "pool_event_set_hash": pool,
+        **{name: digest for name, digest in sets.items() if digest},
         "seen_until": (newest or until).astimezone(UTC).isoformat(),
     }
     line = Adjustment(TRUE_UP, row.number or "", f"late usage of {row.period}, invoice {row.number}", delta, detail)

@@ -74,7 +74,7 @@ def _derive(
 ) -> str:
     """The document that comes out now, or in words why none does."""
     until = datetime.fromisoformat(inputs["inserted_until"]) if inputs["inserted_until"] else ANY_TIME
-    seen = look(reader, group.tenants, row.period, until)
+    seen = look(reader, group.tenants, row.period, until, cards=state.cards)
     begun = instances(state.grants.get(row.tenant, []), seen.periods[row.tenant].end)
     grants = tuple(_with_balance(grant, inputs["grants"]) for _, grant in begun if grant.id in inputs["grants"])
     computed = compute(reader, state, group, {row.tenant}, seen, Extra({row.tenant: grants}, {row.tenant: late}))

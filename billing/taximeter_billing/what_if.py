@@ -98,7 +98,8 @@ def _compare(
     moved: set[str],
     found: WhatIf,
 ) -> None:
-    seen = look(reader, group.tenants, label)
+    cards = state.cards if card is None else [*state.cards, card]
+    seen = look(reader, group.tenants, label, cards=cards)
     # What grants pay is no part of what is owed; they only cut the period into spans, in both runs alike.
     extra = Extra(
         {
@@ -108,7 +109,7 @@ def _compare(
     )
     now = compute(reader, state, group, wanted, seen, extra)
     then_group = group if policy is None else replace(group, policy=policy)
-    then_state = state if card is None else replace(state, cards=[*state.cards, card])
+    then_state = state if card is None else replace(state, cards=cards)
     rerating = Rerating(card) if card is not None else None
     then = compute(
         reader,

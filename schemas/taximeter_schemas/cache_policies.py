@@ -16,6 +16,8 @@ from taximeter_schemas.cache_uses import SkuRates, describe
 from taximeter_schemas.errors import CachePolicyError
 
 BPS_WHOLE = 10_000
+TTL_SECONDS_MAX = 31 * 86_400
+"""A settlement looks this far back for blocks that a period begins with."""
 BasisPoints = Annotated[int, Field(ge=0, le=BPS_WHOLE, strict=True)]
 PoolWeight = Literal["list_spend", "input_tokens", "cached_tokens", "equal"]
 SelfHits = Literal["keep", "share"]
@@ -33,10 +35,13 @@ class Defaults(Frozen):
 
     `unattributed`: who gets the saving of a use that has neither block hashes nor a pool. `storage`: who bears the cost of
     keeping blocks in cache, their creator alone or everybody who hit them, by hits (the creator where nobody did).
+    `ttl_seconds`: how long a block that nobody uses is in cache (None: until it is evicted or filled again). Where keeping blocks
+    has a price it must be said: else a block that was filled once would be paid for ever after.
     """
 
     unattributed: Literal["beneficiary", "provider"] = "beneficiary"
     storage: Literal["creator", "shared"] = "creator"
+    ttl_seconds: Annotated[int, Field(ge=1, le=TTL_SECONDS_MAX, strict=True)] | None = None
 
 
 class WaterfallRule(Defaults):
@@ -99,7 +104,7 @@ class Published(Defaults):
         raise NotImplementedError
 
     def _stated(self) -> dict[str, object]:
-        return {"unattributed": self.unattributed, "storage": self.storage}
+        return {"unattributed": self.unattributed, "storage": self.storage, "ttl_seconds": self.ttl_seconds}
 
 
 class Retain(Published):

@@ -45,6 +45,9 @@ class Price(Declared):
     Beside tokens: `request` for each request that used tokens; `search_unit` and `adapter_hour` for the whole numbers
     that an event carries as the attributes `search_units` and `adapter_hours`; `gpu_microsecond` for the worker's
     GPU-seconds, which are counted in whole microseconds. `region` matches the attribute `region`.
+
+    `cache_storage` is for keeping a token in cache for an hour. It is no part of what an event costs: how long a block stayed is
+    known when a period closes, and is a line of its own on the invoice of whoever bears it by the cache policy.
     """
 
     model: Tag
@@ -66,6 +69,7 @@ class Price(Declared):
     search_unit: PricePico = 0
     gpu_microsecond: PricePico = 0
     adapter_hour: PricePico = 0
+    cache_storage: PricePico = 0
     bands: tuple[ContextBand, ...] = ()
 
     @model_validator(mode="after")
@@ -125,6 +129,11 @@ class RateCard(Declared):
     def name(self) -> str:
         """The version's full name: "default@3"."""
         return f"{self.id}@{self.version}"
+
+    @cached_property
+    def stores(self) -> bool:
+        """Whether it has a price for keeping blocks in cache."""
+        return any(price.cache_storage for price in self.prices)
 
     @cached_property
     def sha256(self) -> str:

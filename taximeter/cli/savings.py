@@ -27,7 +27,8 @@ def command(
     ] = False,
     salt: Annotated[str, typer.Option(help="Decides who gets an odd pico-unit.")] = "",
     ttl_s: Annotated[
-        int | None, typer.Option(help="Seconds after which an unused block has left the cache.", min=0)
+        int | None,
+        typer.Option(help="Seconds after which an unused block has left the cache (else as the policy says).", min=0),
     ] = None,
     until: Annotated[int | None, typer.Option(help="The period's end in seconds, for storage cost.")] = None,
 ) -> None:
@@ -37,6 +38,7 @@ def command(
         records = read_cache_records(_read(events))
         stated = _read(policy)
         rule = load_cache_policy(stated, prices) if published else read_rule(stated, prices)
+        ttl_s = rule.ttl_seconds if ttl_s is None else ttl_s
         result = savings_for_period(records, prices, rule, salt, ttl_s=ttl_s, until=until)
     except (CacheUseError, CachePolicyError, UnreadableFileError) as error:
         Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)

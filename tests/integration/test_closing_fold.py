@@ -163,7 +163,7 @@ def test_what_clickhouse_adds_up_is_invoiced_to_the_byte(
         "blocks": (), "gpu_seconds": 0.0, "search_units": "", "adapter_hours": ""})  # fmt: skip
     insert(warehouse, [void], Prices(state.cards), {"v": same[0].event_id})
     reader = UsageReader(warehouse)
-    seen = look(reader, state.tenants.values(), PERIOD)
+    seen = look(reader, state.tenants.values(), PERIOD, cards=state.cards)
     groups = [(group, {tenant.id for tenant in group.tenants}) for group in state.groups()]
     folded = compute_groups(reader, state, groups, seen, extra(state))
     assert folded.blocked == {}

@@ -88,12 +88,13 @@ def insert(warehouse: Client, rows: list[UsageRow]) -> None:
     names = [
         "tenant", "feature", "model", "adapter", "operation", "service_tier", "rate_card", "source", "event_id", "time",
         "uncached_input", "cache_read_gpu", "cache_read_cpu", "cache_read_disk", "cache_read_provider", "cache_write_5m",
-        "cache_write_1h", "output", "pool", "block_size", "hit_blocks", "blocks", "disposition", "arrived_at",
+        "cache_write_1h", "output", "pool", "block_size", "hit_blocks", "blocks", "disposition", "arrived_at", "attributes",
     ]  # fmt: skip
     values = [
         [
             *(getattr(row, name) for name in names[:9]), datetime.fromtimestamp(row.time_us / 1e6, UTC),
             *(getattr(row, name) for name in names[10:21]), list(row.blocks), "rated", START,
+            {"cache.evicted_at": row.evicted_at} if row.evicted_at else {},
         ]
         for row in rows
     ]  # fmt: skip

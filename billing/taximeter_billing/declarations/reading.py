@@ -109,6 +109,8 @@ def _credit(entry: dict[str, Any]) -> Declared:
 
 def _cost_card(entry: dict[str, Any]) -> Declared:
     card = read_rate_card(entry)
+    if card.stores:
+        raise DeclarationError("prices: a cost card has no cache_storage: it says what an event costs us")
     return Declared(ControlKind.COST_CARD, card.name, _body(card))
 
 

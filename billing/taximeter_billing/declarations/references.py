@@ -63,6 +63,7 @@ def _problems(declared: Sequence[Declared]) -> Iterator[str]:
         currency = currencies.setdefault(card.body["id"], card.body["currency"])
         if card.body["currency"] != currency:
             yield f"rate card {card.body['id']} has versions in {currency} and in {card.body['currency']}"
+    yield from _storage_problems(declared, tenants)
     pools = {thing.key for thing in _of(declared, ControlKind.CACHE_POOL)}
     policies = {thing.key for thing in _of(declared, ControlKind.CACHE_POLICY)} | {DEFAULT_POLICY}
     for tenant, body in tenants.items():
@@ -77,6 +78,22 @@ def _problems(declared: Sequence[Declared]) -> Iterator[str]:
     for thing in declared:
         yield from _owner_problems(thing, tenants)
     yield from _contract_problems(declared, tenants)
+
+
+def _storage_problems(declared: Sequence[Declared], tenants: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Where keeping blocks in cache has a price, the policy says how long they stay."""
+    priced = {
+        card.body["id"]
+        for card in _of(declared, ControlKind.RATE_CARD)
+        if any(price["cache_storage"] for price in card.body["prices"])
+    }
+    limited = {thing.key for thing in _of(declared, ControlKind.CACHE_POLICY) if thing.body.get("ttl_seconds")}
+    for tenant, body in tenants.items():
+        if body["rate_card"] in priced and body["cache_policy"] not in limited:
+            yield (
+                f"tenant {tenant}: its rate card {body['rate_card']} has a price for cache storage, so its cache policy"
+                f" {body['cache_policy']} needs ttl_seconds: how long a block that nobody uses stays"
+            )
 
 
 def _contract_problems(declared: Sequence[Declared], tenants: dict[str, dict[str, Any]]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from taximeter_billing.domain.contracts import Agreement
 from taximeter_billing.domain.credits import Grant, draw
 from taximeter_billing.domain.parcels import Parcel
 from taximeter_billing.domain.spans import Span, days_held
+from taximeter_billing.domain.storage import STORAGE
 from taximeter_billing.domain.takeback import Reserved
 from taximeter_billing.domain.tariffing import Standing, apply_tariffs
 from taximeter_schemas.periods import Period
@@ -69,8 +70,15 @@ def net_pico(standing: Standing) -> int:
     return standing.parcel.list_pico + standing.tier_pico - standing.savings_pico
 
 
-def charge(parcels: Sequence[Parcel], agreed: Agreed, salt: str, late: Sequence[Adjustment] = ()) -> Charges:
-    """Compute. `late`: usage of earlier periods that came after their invoices, as lines of this one."""
+def charge(
+    parcels: Sequence[Parcel],
+    agreed: Agreed,
+    salt: str,
+    late: Sequence[Adjustment] = (),
+    stored: Sequence[Adjustment] = (),
+) -> Charges:
+    """Compute. `late`: usage of earlier periods that came after their invoices, as lines of this one. `stored`: what keeping
+    blocks in cache cost; like what is reserved, it has no discount, credits pay for it, and it counts towards a minimum."""
     standings = apply_tariffs(parcels, agreed.spans, salt)
     adjustments = take_back(standings, salt)
     for held in agreed.agreements:
@@ -80,10 +88,12 @@ def charge(parcels: Sequence[Parcel], agreed: Agreed, salt: str, late: Sequence[
         for discount in held.terms.discounts:
             adjustments += filter(None, [apply_discount(own, discount, salt)])
     fees = reservation_fees(agreed.reserved)
-    adjustments += fees
+    adjustments += [*stored, *fees]
     before_credits = [*adjustments, *late]
-    drawn, credits = _credits(standings, [*fees, *late], agreed)
-    minimums = [line for held in agreed.agreements if (line := _minimum(held, standings, fees, agreed)) is not None]
+    drawn, credits = _credits(standings, [*stored, *fees, *late], agreed)
+    minimums = [
+        line for held in agreed.agreements if (line := _minimum(held, standings, [*stored, *fees], agreed)) is not None
+    ]
     charged = sum(map(net_pico, standings)) + sum(line.amount_pico for line in (*adjustments, *minimums))
     return Charges(tuple(standings), (*before_credits, *credits, *minimums), drawn, charged)
 
@@ -129,7 +139,10 @@ def _minimum(
     if minimum.prorate and days != whole_days:
         owed = prorated(owed, days, whole_days, agreed.currency)
     own = [standing for standing in standings if agreed.spans[standing.parcel.segment].agreement is held]
-    fixed = sum(fee.amount_pico for fee in fees if any(fee.id == it.id for it in held.terms.reservations))
+    reserved = {it.id for it in held.terms.reservations}
+    # What was stored counts where the period ends, as credits that pay for it do.
+    last = agreed.spans[-1].agreement is held
+    fixed = sum(fee.amount_pico for fee in fees if (last if fee.kind == STORAGE else fee.id in reserved))
     gross = sum(standing.parcel.list_pico + standing.tier_pico for standing in own) + fixed
     net = sum(standing.left_pico for standing in own) + fixed
     missing = true_up(owed, gross, gross - net, minimum.basis)

@@ -5,8 +5,9 @@ when somebody else fills it again (it must have gone unseen). A hit on a block w
 whose filler nobody saw (it began before the first record): such an epoch has no warmer.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from taximeter_schemas.cache_uses import CacheUse, Cleared, Evicted, SkuRates
 from taximeter_schemas.errors import CacheUseError
@@ -15,11 +16,14 @@ Cell = tuple[str, str]
 """A tenant and a SKU: the finest grain at which savings are told."""
 
 CacheRecords = Iterable[CacheUse | Evicted | Cleared]
+Caches = dict[tuple[str, str], dict[str, "Epoch"]]
+"""Open epochs by cache (pool and model) and block."""
 
 
 @dataclass(slots=True)
 class Epoch:
-    """One residency. Times in whole seconds; `hits` counts the hits by tenant and SKU; `warmer` paid the write."""
+    """One residency, or the part of one in a period. Times in whole seconds (or any other unit, the same for all); `hits` counts
+    the hits by tenant and SKU, `hits_before` those in the parts before; `warmer` paid the write."""
 
     pool: str
     block: str
@@ -29,6 +33,7 @@ class Epoch:
     last_used_at: int
     ended_at: int = 0
     hits: dict[Cell, int] = field(default_factory=dict)
+    hits_before: dict[Cell, int] = field(default_factory=dict)
 
 
 def in_order(records: CacheRecords, rates: Mapping[str, SkuRates]) -> list[CacheUse | Evicted | Cleared]:
@@ -65,7 +70,34 @@ def trace_epochs(ordered: CacheRecords, ttl_s: int | None = None, until: int | N
 
     `ordered` is in time (see in_order); `ttl_s` is how long an unused block stays, in seconds (None: until evicted).
     """
-    caches: dict[tuple[str, str], dict[str, Epoch]] = {}
+    return _trace(ordered, ttl_s, until)
+
+
+def epochs_within(ordered: CacheRecords, ttl: int | None, start: int, end: int) -> Iterator[Epoch]:
+    """The parts of epochs that lie in [start, end): what began before goes on from `start`, what is open is settled to `end`.
+
+    `ordered` holds what was used before `start`, too, and nothing at or after `end`. So the parts of one period after the other
+    are the whole residency, each second once, and no part depends on what comes after it.
+    """
+    records = list(ordered)
+    cut = bisect_left(records, start, key=lambda record: record.ts)
+    caches: Caches = {}
+    for _before in _trace(records[:cut], ttl, start, caches):
+        pass
+    for cache in caches.values():
+        for block, epoch in list(cache.items()):
+            if ttl is not None and epoch.last_used_at + ttl < start:
+                del cache[block]
+                continue
+            cache[block] = replace(epoch, opened_at=start, hits={}, hits_before=epoch.hits, ended_at=0)
+    yield from _trace(records[cut:], ttl, end, caches)
+
+
+def _trace(
+    ordered: CacheRecords, ttl_s: int | None, until: int | None, caches: Caches | None = None
+) -> Iterator[Epoch]:
+    """Trace on from `caches`, which hold what is open before and after."""
+    caches = {} if caches is None else caches
     for record in ordered:
         if isinstance(record, CacheUse):
             yield from _use(caches.setdefault(record.cache, {}), record, ttl_s)

@@ -24,7 +24,8 @@ class Inputs:
     """What an invoice was made from; the same inputs give the same bytes.
 
     `inserted_until`: the newest row that was looked at; whatever came later is no part of it. `rate_cards`: version to hash.
-    `line_sets`: the hash of each line's events, by (feature, model, rate card).
+    `line_sets`: the hash of each line's events, by (feature, model, rate card). `storage_event_set_hash`: of the events that say
+    how long blocks were kept, some of them from before the period; empty where keeping them has no price.
     """
 
     events: int
@@ -37,6 +38,8 @@ class Inputs:
     agreements: tuple[str, ...] = ()
     grants: Mapping[str, int] | None = None
     line_sets: Mapping[tuple[str, str, str], str] | None = None
+    storage_events: int = 0
+    storage_event_set_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,7 @@ def _iso(moment: datetime) -> str:
 
 
 def _inputs(inputs: Inputs) -> dict[str, Any]:
+    stored = {"storage_events": inputs.storage_events, "storage_event_set_hash": inputs.storage_event_set_hash}
     return {
         "events": inputs.events,
         "event_set_hash": inputs.event_set_hash,
@@ -141,6 +145,7 @@ def _inputs(inputs: Inputs) -> dict[str, Any]:
         "agreements": list(inputs.agreements),
         "grants": {name: str(balance) for name, balance in sorted((inputs.grants or {}).items())},
         "code_version": CODE_VERSION,
+        **(stored if inputs.storage_event_set_hash else {}),
     }
 
 

@@ -138,14 +138,14 @@ def settle_shares(
     shares: dict[Cell, Fraction], storage: Mapping[Cell, Fraction], tallies: Tallies, rule: Rule, salt: str = ""
 ) -> SavingsResult:
     """The last step, from exact shares that may have been summed elsewhere (a warehouse, another process): round once."""
-    stored = _round_once(storage, salt)
+    stored = round_once(storage, salt)
     for (_, tenant, sku), tally in tallies.items():
         cell = PROVIDER if rule.unattributed == "provider" else (tenant, sku)
         shares[cell] = shares.get(cell, Fraction(0)) + tally.unattributed_pico
     cells: dict[Cell, Tally] = {}
     for (_, tenant, sku), tally in tallies.items():
         cells.setdefault((tenant, sku), Tally()).__iadd__(tally)
-    reductions = _round_once({**dict.fromkeys(cells, Fraction(0)), **shares}, salt)
+    reductions = round_once({**dict.fromkeys(cells, Fraction(0)), **shares}, salt)
     retained = reductions.pop(PROVIDER, 0)
     accounts = {
         cell: _account(cells.get(cell, Tally()), reductions[cell], stored.get(cell, 0)) for cell in sorted(reductions)
@@ -153,7 +153,7 @@ def settle_shares(
     return SavingsResult(rule, _sum_by_tenant(accounts), accounts, retained)
 
 
-def _round_once(shares: Mapping[Cell, Fraction], salt: str) -> dict[Cell, int]:
+def round_once(shares: Mapping[Cell, Fraction], salt: str) -> dict[Cell, int]:
     """Exact shares in whole units: first the tenants, then each tenant's SKUs, so both are within one unit of exact.
 
     The total is half up where it is no whole number (storage alone; savings always are).

@@ -60,7 +60,8 @@ def settle_period(
         uses.extend(skus.uses(row))
         if takebacks and (takeback := takebacks.get(row.tenant)):
             gathered.take_back(place, segment, takeback, row)
-    return settle_gathered(gathered, savings_for_period(uses, skus.rates, policy, salt), salt)
+    ttl_us = None if policy.ttl_seconds is None else policy.ttl_seconds * 1_000_000
+    return settle_gathered(gathered, savings_for_period(uses, skus.rates, policy, salt, ttl_s=ttl_us), salt)
 
 
 def segment_at(cuts: Mapping[str, Sequence[int]] | None, row: UsageRow) -> int:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
+from re import fullmatch
 
 from taximeter_schemas.cache_uses import CacheUse, SkuRates
 from taximeter_schemas.rate_cards import Price, RateCard
@@ -45,6 +47,15 @@ class UsageRow:
     region: str = ""
     search_units: str = ""
     adapter_hours: str = ""
+    evicted_at: str = ""
+    """When the engine says that blocks which this event filled had left the cache before, in seconds since the epoch."""
+
+    @property
+    def evicted_us(self) -> int | None:
+        """`evicted_at` in microseconds; None where nothing (or no such moment) is said."""
+        if not fullmatch(r"[0-9]{1,10}(\.[0-9]{1,6})?", self.evicted_at):
+            return None
+        return int(Decimal(self.evicted_at) * 1_000_000)
 
     @property
     def attributes(self) -> dict[str, str]:
@@ -100,6 +111,8 @@ class Skus:
     def __init__(self, prices: Prices) -> None:
         self._prices = prices
         self.rates: dict[str, SkuRates] = {}
+        self.storage: dict[str, int] = {}
+        """Prices of storage, in pico-units a token-hour: no part of `rates`, since savings and storage are settled apart."""
 
     def uses(self, row: UsageRow) -> list[CacheUse]:
         """The event as uses of the cache: one for each read tier and write lifetime, so that every token has its own price.
@@ -153,8 +166,9 @@ class Skus:
         rates = (full, full if read is None else read, full if write is None else write)
         tags = (row.rate_card, row.feature, row.model, row.adapter, row.operation, row.service_tier, tier, lifetime)
         # The rates are part of the name: region and length of the input choose them, too.
-        name = "|".join((*tags, *map(str, rates)))
+        name = "|".join((*tags, *map(str, rates), *((f"s{price.cache_storage}",) if price.cache_storage else ())))
         if name not in self.rates:
+            self.storage[name] = price.cache_storage
             self.rates[name] = SkuRates(p=rates[0], r=rates[1], w=rates[2])
         return name
 

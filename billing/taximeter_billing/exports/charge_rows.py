@@ -13,6 +13,7 @@ from typing import Any
 from taximeter_billing.domain.contracts import Meter
 from taximeter_billing.domain.parcels import INPUT
 from taximeter_billing.domain.split import largest_remainder
+from taximeter_billing.domain.storage import STORAGE
 from taximeter_schemas.money import pico_per_minor_unit
 
 SAVINGS = "cache_savings"
@@ -154,6 +155,11 @@ def _adjustment(line: Mapping[str, Any]) -> Charge:
         billed_pico=0,
         detail=detail,
     )
+    if kind == STORAGE:
+        # Token-hours have no end as a decimal where hits share them, so it is one charge; the receipt's detail has them exactly.
+        feature, model, card = (detail[name] for name in ("feature", "model", "rate_card"))
+        charge = replace(charge, label="cache storage", feature=feature, model=model, rate_card=card)
+        return replace(charge, unit_class="cache_storage", quantity=1, price_pico=amount)
     if kind == "reservation":
         minutes = int(detail["units"]) * int(detail["minutes"])
         price = int(detail["unit_minute_pico"])

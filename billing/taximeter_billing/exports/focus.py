@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Any
 
+from taximeter_billing.domain.storage import STORAGE
 from taximeter_billing.exports.charge_rows import SAVINGS, TIERS, Charge, invoice_charges
 from taximeter_billing.exports.delimited import Cell, csv_text, plain
 from taximeter_billing.exports.focus_columns import NAMES
@@ -24,6 +25,7 @@ from taximeter_schemas.periods import billing_month
 _CATEGORIES = {
     "usage": ("Usage", "Usage-Based"),
     "true_up": ("Usage", "Usage-Based"),
+    STORAGE: ("Usage", "Usage-Based"),
     "reservation": ("Purchase", "Recurring"),
     "minimum": ("Adjustment", "Recurring"),
     "void": ("Adjustment", "One-Time"),
@@ -127,7 +129,7 @@ def _priced(charge: Charge) -> dict[str, Cell]:
         "SkuPriceDetails": _json({"x_RateCard": charge.rate_card, "x_PriceScope": charge.scope}),
         "SkuPriceId": "/".join(filter(None, (charge.rate_card, charge.scope, sku, charge.unit_class))),
     }
-    if charge.kind == "usage":
+    if charge.kind in {"usage", STORAGE}:
         row |= {"ConsumedQuantity": quantity, "ConsumedUnit": unit.name}
     return row
 

@@ -16,6 +16,7 @@ from taximeter_schemas.money import currency_exponent, format_pico
 _KINDS = {
     "void": "Voided usage",
     "covered": "Covered by a reservation",
+    "storage": "Cache storage",
     "reservation": "Reservation",
     "allowance": "Free allowance",
     "discount": "Discount",

@@ -32,5 +32,6 @@ UNITS = {
     "gpu_microsecond": Unit("GPU-Seconds", "GPU time", 1_000_000),
     "adapter_hour": Unit("Adapter-Hours", "adapter time"),
     "unit_minute": Unit("Unit-Minutes", "reserved units"),
+    "cache_storage": Unit("Charges", "cache storage"),
     "charge": Unit("Charges", "other charges"),
 }

@@ -17,6 +17,8 @@ SELECT
     pool, block_size, hit_blocks, blocks,
     if(block_size = 0, 0, least(intDiv(uncached_input, greatest(block_size, 1)), length(blocks) - hit_blocks)) AS filled_blocks,
     toUnixTimestamp64Micro(time) AS time_us, source, event_id,
+    if(match(attributes['cache.evicted_at'], '^[0-9]{1,10}([.][0-9]{1,6})?$'),
+        toInt64(toDecimal128OrZero(attributes['cache.evicted_at'], 6) * 1000000), -1) AS evicted_us,
     usage_log.output AS output, reasoning, gpu_seconds, attributes, list_pico, metered_pico
 FROM usage_log
 WHERE disposition = 'rated' AND tenant IN {tenants:Array(String)}

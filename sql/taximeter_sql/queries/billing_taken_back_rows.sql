@@ -6,7 +6,7 @@ SELECT
     uncached_input, cache_read_gpu, cache_read_cpu, cache_read_disk, cache_read_provider, cache_write_5m, cache_write_1h, output,
     pool, block_size, hit_blocks, blocks, list_pico, metered_pico,
     reasoning, gpu_seconds, attributes['region'] AS region, attributes['search_units'] AS search_units,
-    attributes['adapter_hours'] AS adapter_hours
+    attributes['adapter_hours'] AS adapter_hours, attributes['cache.evicted_at'] AS evicted_at
 FROM usage_log
 WHERE disposition = 'rated' AND has({tenants:Array(String)}, tenant)
     AND time >= {starts:Array(DateTime64(6, 'UTC'))}[indexOf({tenants:Array(String)}, tenant)]
