@@ -5,7 +5,7 @@ from fractions import Fraction
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from taximeter.cli.savings import summary
@@ -264,7 +264,6 @@ class TestRefusedPoliciesWouldBreakAPromise:
             savings_for_period([use("A", 1, "m"), use("A", 2, "premium")], RATES, policy)
 
 
-@settings(max_examples=settings().max_examples // 5)
 @given(st.integers(1, 400))
 def test_rounding_does_not_pile_up_over_many_blocks(blocks: int) -> None:
     """A third of a unit in each block: the charge is still within one unit of exact."""
