@@ -84,6 +84,15 @@ def test_a_key_names_its_tenant(header: bytes | None, expected: str | type[Gatew
         ({"feature": "chat", "attributes": "a=1,a=2"}, InvalidTagError),
         ({"feature": "chat", "attributes": "a=" + "x" * 257}, InvalidTagError),
         ({"feature": "chat", "attributes": ",".join(f"a{n}=1" for n in range(40))}, InvalidTagError),
+        # What billing or the operator's alerts act on: a client would choose its price, or take back its own usage.
+        ({"feature": "chat", "attributes": "voids=gateway-1:aa:7"}, InvalidTagError),
+        ({"feature": "chat", "attributes": "team=search, amends=gateway-1:aa:7"}, InvalidTagError),
+        ({"feature": "chat", "attributes": "region=cheap"}, InvalidTagError),
+        ({"feature": "chat", "attributes": "search_units=-1"}, InvalidTagError),
+        ({"feature": "chat", "attributes": "adapter_hours=0"}, InvalidTagError),
+        ({"feature": "chat", "attributes": "cache.incident=x"}, InvalidTagError),
+        ({"feature": "chat", "attributes": "engine.requests=x"}, InvalidTagError),
+        ({"feature": "chat", "attributes": "taximeter.api_key=x"}, InvalidTagError),
     ],
 )
 def test_tags_come_from_headers(headers: dict[str, str], expected: Tags | type[GatewayError]) -> None:
@@ -93,6 +102,13 @@ def test_tags_come_from_headers(headers: dict[str, str], expected: Tags | type[G
     else:
         with pytest.raises(expected):
             read_tags(sent)
+
+
+@pytest.mark.parametrize("sent", [{}, {"attributes": "team=search"}])
+def test_the_region_is_the_gateways(sent: dict[str, str]) -> None:
+    headers = [(f"x-taximeter-{name}".encode(), value.encode()) for name, value in {"feature": "chat", **sent}.items()]
+    assert read_tags(headers, "eu-west").attributes["region"] == "eu-west"
+    assert "region" not in read_tags(headers).attributes
 
 
 def test_a_tag_that_is_sent_twice_is_ambiguous() -> None:

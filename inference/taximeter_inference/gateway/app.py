@@ -220,7 +220,7 @@ class Gateway:
         if self._stopping or not self._sink.has_room:
             raise StoppingError("this gateway cannot meter requests now" if not self._stopping else "")
         caller = authenticate(_authorization(request.headers), self._control.snapshot())
-        tags = read_tags(request.headers)
+        tags = read_tags(request.headers, self._settings.gateway_region)
         if tags.service_tier not in caller.tenant.service_tiers:
             raise ServiceTierError
         if request.is_too_large:

@@ -16,6 +16,11 @@ class GatewaySettings(LogSettings, TraceSettings):
     gateway_id: str = Field(
         "gateway-1", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Unique name of this gateway"
     )
+    gateway_region: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="Region of the model servers behind it: chooses prices that name a region; a client cannot",
+    )
     upstream_url: str = Field(
         "http://127.0.0.1:8090", description="The model server: vLLM or any OpenAI-compatible one"
     )

@@ -9,8 +9,11 @@ from taximeter_schemas.events import ID_PATTERN, TAG_PATTERN, ServiceTier
 
 PREFIX = b"x-taximeter-"
 ATTRIBUTES_MAX = 28
-"""An event takes 32; the rest are the gateway's own, whose names begin with OWN_PREFIX."""
-OWN_PREFIX = "taximeter."
+"""An event takes 32; the rest are the gateway's own: the region, and names that begin with OWN_PREFIXES."""
+OWN_PREFIXES = ("taximeter.", "cache.", "engine.")
+"""Begin the names that the gateway and the workers give."""
+BILLED_ATTRIBUTES = ("region", "search_units", "adapter_hours", "voids", "amends")
+"""Billing acts on these, so no client may set them: it would choose its own price, or take back its own usage."""
 WAIT_SECONDS_MAX = 86_400
 NAME_CHARACTERS_MAX = 64
 VALUE_CHARACTERS_MAX = 256
@@ -37,8 +40,12 @@ class Tags:
     wait_seconds: int = 0
 
 
-def read_tags(headers: Iterable[tuple[bytes, bytes]]) -> Tags:
-    """The tags of a request's headers (names in lower case). Raises MissingFeatureError and InvalidTagError."""
+def read_tags(headers: Iterable[tuple[bytes, bytes]], region: str | None = None) -> Tags:
+    """The tags of a request's headers (names in lower case), and the region that the gateway serves.
+
+    Raises MissingFeatureError and InvalidTagError.
+    """
+    served = {"region": region} if region else {}
     found: dict[str, str] = {}
     for name, value in headers:
         if not name.startswith(PREFIX):
@@ -51,7 +58,7 @@ def read_tags(headers: Iterable[tuple[bytes, bytes]]) -> Tags:
     if not feature:
         raise MissingFeatureError
     if len(found) == 1:
-        return Tags(_matching(_TAG, "feature", feature))
+        return Tags(_matching(_TAG, "feature", feature), attributes=served)
     tier = found.get("service-tier", ServiceTier.STANDARD.value)
     if tier not in _TIERS:
         raise InvalidTagError(f"x-taximeter-service-tier must be one of {', '.join(_TIERS)}")
@@ -62,7 +69,7 @@ def read_tags(headers: Iterable[tuple[bytes, bytes]]) -> Tags:
         hop=_ordinal("hop", found.get("hop")),
         attempt=_ordinal("attempt", found.get("attempt")),
         service_tier=_TIERS[tier],
-        attributes=_attributes(found.get("attributes", "")),
+        attributes={**_attributes(found.get("attributes", "")), **served},
         wait_seconds=_ordinal("wait-seconds", found.get("wait-seconds"), WAIT_SECONDS_MAX),
     )
 
@@ -87,14 +94,14 @@ def _ordinal(name: str, value: str | None, largest: int = ORDINAL_MAX) -> int:
 
 
 def _attributes(text: str) -> dict[str, str]:
-    """Free tags, written "team=search, region=eu"."""
+    """Free tags, written "team=search, env=test"."""
     attributes: dict[str, str] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         name, separator, value = (piece.strip() for piece in part.partition("="))
         if not name or not separator or name in attributes:
             raise InvalidTagError('x-taximeter-attributes must be "name=value, name=value", each name once')
-        if name.startswith(OWN_PREFIX):
-            raise InvalidTagError(f"x-taximeter-attributes: names that begin with {OWN_PREFIX} are the gateway's own")
+        if name.startswith(OWN_PREFIXES) or name in BILLED_ATTRIBUTES:
+            raise InvalidTagError(f"x-taximeter-attributes: {name} is not a client's to set")
         if len(name) > NAME_CHARACTERS_MAX or len(value) > VALUE_CHARACTERS_MAX:
             raise InvalidTagError(
                 f"x-taximeter-attributes: {NAME_CHARACTERS_MAX} characters a name and {VALUE_CHARACTERS_MAX} a value"
