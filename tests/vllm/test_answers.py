@@ -7,7 +7,7 @@ import pytest
 from taximeter_inference.gateway.salt import PoolKeys
 from taximeter_inference.vllm.answers import COUNTED_ATTRIBUTE, COUNTED_BY
 from taximeter_schemas.events import Attribution, Outcome
-from tests.vllm.worker_process import VllmWorker, engine_sum
+from tests.vllm.worker_process import SALT_SECRET, VllmWorker, engine_sum
 
 pytestmark = pytest.mark.vllm
 
@@ -67,5 +67,5 @@ def test_pools_are_apart_and_the_rest_is_refused(drifted: VllmWorker) -> None:
     assert cached("acme") == 0
     assert cached("acme") > 0
     assert cached("mallory") == 0
-    assert cached("mallory", cache_salt=PoolKeys(b"a salt secret for the tests", "1").salt("tenant:acme")) == 0
+    assert cached("mallory", cache_salt=PoolKeys(SALT_SECRET.encode(), "1").salt("tenant:acme")) == 0
     assert drifted.post("/inference/v1/generate", {"model": "tiny", "token_ids": [1]}).status_code == 501

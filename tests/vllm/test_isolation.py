@@ -18,7 +18,7 @@ from taximeter_schemas.events import Attribution
 from taximeter_schemas.tenants import AlertEndpoint
 from tests.gateway_stack import PARTITIONS, Service, await_true
 from tests.vllm.prompt_probe import ROUNDS, SIGNIFICANCE, probe
-from tests.vllm.worker_process import BLOCK_SIZE, VllmWorker
+from tests.vllm.worker_process import BLOCK_SIZE, SALT_SECRET, VllmWorker
 
 pytestmark = pytest.mark.vllm
 
@@ -58,7 +58,7 @@ def test_a_client_cannot_choose_a_salt(generator: VllmWorker) -> None:
     assert ask(generator, "umbrella") == 0
     assert ask(generator, "umbrella", cache_salt="mine") == 0
     assert ask(generator, "umbrella", cache_salt="mine") > 0
-    stolen = PoolKeys(b"a salt secret for the tests", "1").salt("tenant:umbrella")
+    stolen = PoolKeys(SALT_SECRET.encode(), "1").salt("tenant:umbrella")
     assert ask(generator, "mallory", cache_salt=stolen) == 0
     assert ask(generator, "mallory", pool="tenant:mallory", cache_salt="tenant:umbrella") == 0
 

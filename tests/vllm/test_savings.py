@@ -1,210 +1,159 @@
-"""Five tenants of one pool share a system prompt: what they are charged from their events is what a plain oracle makes of the
-engine's own KV events."""
+"""Five tenants of one pool share a system prompt, through a gateway and a worker to their invoices: what each is charged is what
+a plain oracle makes of the engine's own KV events."""
 
 import json
 import random
-import subprocess
+import secrets
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from typer.testing import CliRunner
 
-from taximeter_billing.domain.savings import SavingsResult, savings_for_period
-from taximeter_billing.domain.usage import Prices, Skus, UsageRow
+from taximeter.cli.main import app
+from taximeter.embedded.billing_desk import BillingDesk
+from taximeter.embedded.settling import wait_until_metered
+from taximeter.embedded.stack import Stack
 from taximeter_schemas import wire
 from taximeter_schemas.cache_policies import ShapleyUse
-from taximeter_schemas.cache_uses import CacheUse, SkuRates
+from taximeter_schemas.cache_uses import SkuRates
 from taximeter_schemas.events import Attribution, input_tokens
-from taximeter_schemas.rate_cards import Price, RateCard
-from tests.gateway_stack import await_true
-from tests.property.cache_savings_oracle import Records, charges
-from tests.vllm.worker_process import BLOCK_SIZE, PYTHON, VllmWorker
+from tests.property.cache_savings_oracle import charges
+from tests.vllm.kv_oracle import KvRecording, recording
+from tests.vllm.worker_process import BLOCK_SIZE, SALT_SECRET, SECONDS_MAX, SECRET, VllmWorker
 
 pytestmark = pytest.mark.vllm
 
-TENANTS = ("acme", "globex", "hooli", "initech", "umbrella")
 SYSTEM = "You are the clerk of a taxi company. Answer briefly, and name the fare with its currency. " * 6
-LIST_PICO, READ_PICO = 1_000_003, 100_001
-POLICY = ShapleyUse(kind="shapley_use")
+LIST_PICO, READ_PICO, OUTPUT_PICO = 1_000_003, 100_001, 2_000_000
+MARK = secrets.token_hex(3)
+"""So that nobody else on the broker has these names."""
+TENANTS = tuple(f"{name}-{MARK}" for name in ("acme", "globex", "hooli", "initech", "umbrella"))
+RULE = ShapleyUse(kind="shapley_use").rule
+DECLARED: dict[str, object] = {
+    "rate_cards": [
+        {
+            "id": f"card-{MARK}",
+            "version": 1,
+            "currency": "USD",
+            "effective_from": "2026-01-01T00:00:00Z",
+            "prices": [{"model": "tiny", "uncached_input": "1.000003", "cache_read_gpu": "0.100001", "output": "2"}],
+        }
+    ],
+    "cache_policies": [{"id": f"fair-{MARK}", "kind": "shapley_use"}],
+    "cache_pools": [{"id": f"clerks-{MARK}", "tenants": list(TENANTS)}],
+    "tenants": [{"id": name, "rate_card": f"card-{MARK}", "cache_policy": f"fair-{MARK}"} for name in TENANTS],
+}
 
 
 @pytest.fixture
-def recorded(generator: VllmWorker, tmp_path: Path) -> Iterator[Path]:
-    """What the generator's engine says about its cache, from now on."""
-    path = tmp_path / "kv.jsonl"
-    recorder = subprocess.Popen([PYTHON, Path(__file__).with_name("kv_recorder.py"), generator.kv_events, path])
-    try:
-        await_true(lambda: path.exists() and _heard(generator, path), lambda: "the recorder hears nothing")
-        yield path
-    finally:
-        recorder.kill()
-        recorder.wait()
+def stack(generator: VllmWorker, tmp_path: Path) -> Iterator[Stack]:
+    """All of Taximeter, with the generator behind its gateway."""
+    environment = {
+        "TAXIMETER_UPSTREAM_URL": generator.url,
+        "TAXIMETER_UPSTREAM_METERED_BY": "worker",
+        "TAXIMETER_FORWARDING_SECRET": SECRET,
+        "TAXIMETER_SALT_SECRET": SALT_SECRET,
+        "TAXIMETER_KAFKA_REBALANCE_TIMEOUT_SECONDS": "3",
+    }
+    servers = generator.bootstrap_servers
+    with Stack(tmp_path / "stack", random_ports=True, kafka=servers, environment=environment) as running:
+        yield running
 
 
-def _heard(generator: VllmWorker, path: Path) -> bool:
-    prompt = f"{random.random()} " * 20
-    generator.post("/v1/completions", {"model": "tiny", "prompt": prompt, "max_tokens": 1}, generator.headers("nobody"))
-    return path.stat().st_size > 0
+def test_invoices_of_a_pool_say_what_the_oracle_says(generator: VllmWorker, stack: Stack, tmp_path: Path) -> None:
+    """By shapley_use, to the pico-unit. Requests whose blocks are not told stay with their tenants, as their counts say."""
+    desk = BillingDesk(stack)
+    desk.apply_content(DECLARED)
+    keys = desk.make_keys(list(TENANTS))
+    with recording(generator, tmp_path / "kv.jsonl") as recorded:
+        exact = ask_by_chance(stack, generator, keys)
+        oracle, hit_blocks = told_by_kv_events(recorded, exact)
+    inferred = ask_two_things_at_once(stack, generator, keys)
+    wait_until_metered(stack)
 
-
-def test_five_tenants_in_a_pool_pay_what_the_oracle_says(generator: VllmWorker, recorded: Path) -> None:
-    """Requests one after the other, by chance; each tenant's charge by shapley_use, to the pico-unit."""
-    events = ask_by_chance(generator, "clerks")
-    assert {event.data.cache.attribution for event in events} == {Attribution.ENGINE}
-    sessions = {event.data.attributes["engine.requests"]: event for event in events}
-    await_true(
-        lambda: set(sessions) <= {line["session_id"] for line in lines(recorded)}, lambda: "KV events are missing"
+    period = f"{exact[0].time:%Y-%m}"
+    closed = desk.close(period)
+    assert (sorted(closed.drafted), closed.parked) == (sorted(TENANTS), {})
+    for row in desk.finalize(period):
+        own = [event for event in (*exact, *inferred) if event.data.tenant == row.tenant]
+        (line,) = json.loads(row.document)["lines"]
+        alone = sum(metered(event) for event in inferred if event.data.tenant == row.tenant)
+        output = sum(OUTPUT_PICO * event.data.tokens.output for event in own)
+        # Whole pico-units: an odd one of a sum that is shared goes to somebody.
+        assert abs(int(line["net_pico"]) - (oracle[row.tenant] + alone + output)) < 1
+        assert (line["events"], row.net_pico) == (len(own), int(line["net_pico"]))
+        assert int(line["list_pico"]) == sum(LIST_PICO * input_tokens(event.data.tokens) for event in own) + output
+        verify(desk, str(row.number), len(own))
+    rows = desk.invoices(period)
+    assert {row.tenant for row in rows} == set(TENANTS)
+    # The whole is what the requests cost, and what was shared was worth sharing.
+    assert sum(row.net_pico for row in rows) == sum(
+        metered(event) + OUTPUT_PICO * event.data.tokens.output for event in (*exact, *inferred)
     )
-
-    settled = settle(events)
-    exact, retained = charges(*oracle_records(recorded, sessions, "clerks"), POLICY.rule)
-
-    assert retained == 0
-    assert set(settled.charges_pico) == set(exact) == set(TENANTS)
-    assert sum(settled.charges_pico.values()) == sum(exact.values())
-    for tenant, charge in settled.charges_pico.items():
-        assert abs(charge - exact[tenant]) < 1
-    # Something was shared, and the whole is what the requests cost.
-    hits = sum(event.data.cache.hit_blocks for event in events)
-    assert hits > len(events) * (len(SYSTEM) // 8 // BLOCK_SIZE)
-    metered = sum(map(cost, events))
-    assert sum(settled.charges_pico.values()) == metered
-    spread = {tenant: f"{float(Fraction(charge, metered)):.1%}" for tenant, charge in settled.charges_pico.items()}
-    print(f"{hits} blocks hit by {len(events)} requests; shares of the cost: {spread}")
+    assert hit_blocks > len(exact) * (len(SYSTEM) // 8 // BLOCK_SIZE)
+    whole = sum(oracle.values())
+    shares = {tenant: f"{float(charge / whole):.1%}" for tenant, charge in oracle.items()}
+    print(f"{hit_blocks} blocks hit by {len(exact)} requests; shares of the cost of input: {shares}")
 
 
-def test_what_is_inferred_stays_with_its_tenant(generator: VllmWorker, recorded: Path) -> None:
-    """Requests whose blocks are not told pay what their counts say; the others what the oracle says, as if they were alone."""
-    events = ask_by_chance(generator, "drivers")
-    known = len(generator.events())
-    for tenant in TENANTS[:3]:
-        body = {"model": "tiny", "prompt": [f"{SYSTEM}{tenant}", f"{SYSTEM}{tenant} again"], "max_tokens": 1}
-        for _ in range(2):
-            answer = generator.post("/v1/completions", body, generator.headers(tenant, pool="drivers"))
-            assert answer.status_code == 200, answer.text
-    inferred = generator.await_events(known + 6)[known:]
-    assert {event.data.cache.attribution for event in inferred} == {Attribution.INFERRED}
-    sessions = {event.data.attributes["engine.requests"]: event for event in events}
-    await_true(
-        lambda: set(sessions) <= {line["session_id"] for line in lines(recorded)}, lambda: "KV events are missing"
-    )
-    settled = settle([*events, *inferred])
-    exact, _ = charges(*oracle_records(recorded, sessions, "drivers"), POLICY.rule)
-    for tenant in TENANTS:
-        alone = sum(cost(event) for event in inferred if event.data.tenant == tenant)
-        assert abs(settled.charges_pico[tenant] - exact[tenant] - alone) < 1
-    cached = sum(event.data.tokens.cache_read.gpu for event in inferred)
-    assert cached > 0
-    assert settled.known["inferred"] == (LIST_PICO - READ_PICO) * cached
+def ask(stack: Stack, key: str, path: str, **fields: Any) -> None:
+    """One answer, through the gateway."""
+    headers = {"authorization": f"Bearer {key}", "x-taximeter-feature": "desk"}
+    url = stack.addresses.urls["gateway"] + path
+    answer = httpx.post(url, json={"model": "tiny", **fields}, headers=headers, timeout=SECONDS_MAX)
+    assert answer.status_code == 200, answer.text
 
 
-def ask_by_chance(generator: VllmWorker, pool: str) -> list[wire.UsageEvent]:
-    """Requests of all tenants over one system prompt, one after the other; their events."""
-    known, chance = len(generator.events()), random.Random(5)
+def ask_by_chance(stack: Stack, worker: VllmWorker, keys: dict[str, str]) -> list[wire.UsageEvent]:
+    """Requests of all tenants over one system prompt, one after the other; their events, which know every block."""
+    known, chance = len(worker.events()), random.Random(5)
     asked = [chance.choice(TENANTS) for _ in range(14)] + list(TENANTS)
     for number, tenant in enumerate(asked):
         question = f"{tenant} asks for the {number % 3}th time, at some length, what it was. " * 2
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
-        body = {"model": "tiny", "messages": messages, "max_tokens": 2}
-        answer = generator.post("/v1/chat/completions", body, generator.headers(tenant, pool=pool))
-        assert answer.status_code == 200, answer.text
-    return generator.await_events(known + len(asked))[known:]
+        ask(stack, keys[tenant], "/v1/chat/completions", messages=messages, max_tokens=2)
+    events = worker.await_events(known + len(asked))[known:]
+    assert {event.data.cache.attribution for event in events} == {Attribution.ENGINE}
+    return events
 
 
-def settle(events: list[wire.UsageEvent]) -> SavingsResult:
-    """What billing makes of them."""
-    skus = Skus(Prices([card()]))
-    uses = [use for event in events for use in skus.uses(as_row(event))]
-    return savings_for_period(uses, skus.rates, POLICY, "salt")
+def ask_two_things_at_once(stack: Stack, worker: VllmWorker, keys: dict[str, str]) -> list[wire.UsageEvent]:
+    """Requests with two prompts, each twice; their events, which know how many tokens were cached, but not which."""
+    known = len(worker.events())
+    for tenant in TENANTS[:3]:
+        for _ in range(2):
+            prompts = [f"{SYSTEM}{tenant}", f"{SYSTEM}{tenant} again"]
+            ask(stack, keys[tenant], "/v1/completions", prompt=prompts, max_tokens=1)
+    events = worker.await_events(known + 6)[known:]
+    assert {event.data.cache.attribution for event in events} == {Attribution.INFERRED}
+    assert sum(event.data.tokens.cache_read.gpu for event in events) > 0
+    return events
 
 
-def cost(event: wire.UsageEvent) -> int:
-    """What it costs with cache prices and no sharing, in pico-units."""
+def told_by_kv_events(recorded: KvRecording, events: list[wire.UsageEvent]) -> tuple[dict[str, Fraction], int]:
+    """What each tenant's input costs by the oracle, and how many blocks were hit in all."""
+    by_session = {event.data.attributes["engine.requests"]: event for event in events}
+    uses = recorded.uses(by_session, "clerks", "tiny")
+    rates = {"tiny": SkuRates(p=LIST_PICO, r=READ_PICO, w=LIST_PICO)}
+    exact, retained = charges(uses, rates, RULE)
+    assert retained == 0
+    assert set(exact) == set(TENANTS)
+    return exact, sum(event.data.cache.hit_blocks for event in events)
+
+
+def metered(event: wire.UsageEvent) -> int:
+    """What its input costs with cache prices and no sharing, in pico-units."""
     return LIST_PICO * event.data.tokens.uncached_input + READ_PICO * event.data.tokens.cache_read.gpu
 
 
-def lines(recorded: Path) -> list[dict[str, Any]]:
-    """What was recorded so far."""
-    return [json.loads(line) for line in recorded.read_text().splitlines() if line.endswith("}")]
-
-
-def oracle_records(
-    recorded: Path, sessions: dict[str, wire.UsageEvent], pool: str
-) -> tuple[Records, dict[str, SkuRates]]:
-    """Uses told by KV events alone: a block is hit by a request when it was stored for another before."""
-    chains: dict[str, list[str]] = {}
-    stored_for: dict[str, str] = {}
-    order: list[str] = []
-    for line in lines(recorded):
-        session = line["session_id"]
-        if session not in sessions or line["type"] != "BlockStored":
-            continue
-        chain = chains.setdefault(session, [])
-        if session not in order:
-            order.append(session)
-        place = chain.index(line["parent_block_hash"]) + 1 if line["parent_block_hash"] else 0
-        chain[place : place + len(line["block_hashes"])] = line["block_hashes"]
-        for block in line["block_hashes"]:
-            stored_for.setdefault(block, session)
-    records: Records = []
-    for second, session in enumerate(order):
-        event = sessions[session]
-        prompt = input_tokens(event.data.tokens)
-        chain = chains[session][: prompt // BLOCK_SIZE]
-        # The engine always computes the last token, and with it the last block of a prompt that ends with a whole one.
-        known = chain[: (prompt - 1) // BLOCK_SIZE]
-        hit = next((at for at, block in enumerate(known) if stored_for[block] == session), len(known))
-        records.append(
-            CacheUse(
-                event_id=session,
-                tenant=event.data.tenant,
-                ts=second,
-                sku="tiny",
-                pool=pool,
-                blocks=tuple((block, BLOCK_SIZE) for block in chain),
-                hit_blocks=hit,
-                tail_tokens=prompt - BLOCK_SIZE * len(chain),
-            )
-        )
-    return records, {"tiny": SkuRates(p=LIST_PICO, r=READ_PICO, w=LIST_PICO)}
-
-
-def card() -> RateCard:
-    """One price for everything."""
-    began = datetime(2026, 1, 1, tzinfo=UTC)
-    price = Price(model="tiny", uncached_input=LIST_PICO, cache_read_gpu=READ_PICO, output=0)
-    return RateCard(id="default", version=1, effective_from=began, recorded_at=began, prices=(price,))
-
-
-def as_row(event: wire.UsageEvent) -> UsageRow:
-    """An event as billing reads it from the warehouse."""
-    tokens, cache = event.data.tokens, event.data.cache
-    return UsageRow(
-        tenant=event.data.tenant,
-        feature=event.data.feature,
-        model=event.data.model,
-        adapter="",
-        operation=event.data.operation.value,
-        service_tier=event.data.service_tier.value,
-        rate_card="default@1",
-        source=event.source,
-        event_id=event.id,
-        time_us=int(event.time.timestamp() * 1_000_000),
-        uncached_input=tokens.uncached_input,
-        cache_read_gpu=tokens.cache_read.gpu,
-        cache_read_cpu=0,
-        cache_read_disk=0,
-        cache_read_provider=0,
-        cache_write_5m=0,
-        cache_write_1h=0,
-        output=tokens.output,
-        pool=cache.pool or "",
-        block_size=cache.block_size,
-        hit_blocks=cache.hit_blocks,
-        blocks=tuple(cache.blocks),
-        list_pico=0,
-        metered_pico=0,
-    )
+def verify(desk: BillingDesk, number: str, events: int) -> None:
+    """`taximeter verify` derives the invoice again from the raw events, to the byte."""
+    settings = desk.settings
+    environment = {"TAXIMETER_DATABASE_URL": settings.database_url, "TAXIMETER_CLICKHOUSE_URL": settings.clickhouse_url}
+    shown = CliRunner().invoke(app, ["verify", number], env={**environment, "COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    assert f"proven {number}: {events} events give the very bytes" in shown.output
