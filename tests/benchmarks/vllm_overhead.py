@@ -8,6 +8,8 @@ clock starts, events go to librdkafka's broker for tests, and objects of the sta
 sight, as in vLLM's server. `off2 - off` is the control: what two equal things differ by here. `quiet` is the plugin with its
 sending thread asleep: what the event loop itself does; `on - quiet` is what that thread costs it. Intervals are by bootstrap
 over rounds, 95%. The clock is the main thread's CPU time: that others use the machine makes it longer, but on and off alike.
+Such differences are of tens of microseconds either way, so at the end the plugin's own code is timed in place as well, within
+the server, vLLM's methods that it calls left out and the clock's own cost taken off.
 """
 
 import argparse
@@ -115,6 +117,82 @@ class Bench:
             await asyncio.to_thread(self.meter.sink.settle, 30.0)
         return Cost(cpu / load.requests * 1e6, collected / load.requests * 1e6, load.requests / wall)
 
+    async def in_place(self, load: Load, options: argparse.Namespace) -> None:
+        """Print what each piece of the plugin costs the main thread, where it runs."""
+        clocks = {name: PlaceClock() for name in ("before the answer", "after it", "clock", *HOOKED)}
+        processor, app = self.engine.output_processor, self.app
+        inner = {name: PlaceClock() for name in HOOKED}
+        for name, clock in inner.items():
+            setattr(processor, name, clock.timing(getattr(processor, name)))
+        self.meter.hooks.attach(processor)
+        for name in HOOKED:
+            setattr(processor, name, clocks[name].timing(getattr(processor, name)))
+
+        async def served(scope: Message, receive: Any, send: Any) -> None:
+            clocks["before the answer"].stop()
+            await app(scope, receive, send)
+            clocks["after it"].start()
+
+        async def asked(scope: Message, receive: Any, send: Any) -> None:
+            clocks["before the answer"].start()
+            await middleware(scope, receive, send)
+            clocks["after it"].stop()
+            clocks["clock"].start()
+            clocks["clock"].stop()
+
+        middleware = Middleware(served)
+        middleware.use(self.meter)
+        count = load.requests * max(1, options.rounds // 4)
+        scopes = iter([new_scope(load.path) for _ in range(count)])
+
+        async def ask_on() -> None:
+            for scope in scopes:
+                await ask(asked, scope, json.dumps(load.body).encode())
+
+        await asyncio.gather(*(ask_on() for _ in range(options.parallel)))
+        for name in HOOKED:
+            delattr(processor, name)
+        tick = clocks.pop("clock").mean
+        found = {
+            name: clock.mean - tick - (inner[name].mean if name in inner else 0.0) for name, clock in clocks.items()
+        }
+        parts = ", ".join(f"{name} {cost:.1f}" for name, cost in found.items())
+        print(f"\n{load.name}, timed in place, {count} requests: {sum(found.values()):.1f} µs a request ({parts})")
+
+
+HOOKED = ("add_request", "_finish_request", "_update_stats_from_finished")
+"""What the plugin hooks that a request which finishes passes."""
+
+
+class PlaceClock:
+    """The main thread's CPU time between `start` and `stop`, where nothing is awaited."""
+
+    def __init__(self) -> None:
+        self._began = self._total = self._count = 0
+
+    def start(self) -> None:
+        self._began = time.thread_time_ns()
+
+    def stop(self) -> None:
+        self._total += time.thread_time_ns() - self._began
+        self._count += 1
+
+    @property
+    def mean(self) -> float:
+        """In microseconds."""
+        return self._total / max(1, self._count) / 1e3
+
+    def timing(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """The method, timed."""
+
+        def timed(*arguments: Any) -> Any:
+            self.start()
+            result = method(*arguments)
+            self.stop()
+            return result
+
+        return timed
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -194,6 +272,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> None:
         meter.hooks.detach()
         for load in loads(options.requests):
             await measure_load(load, options, bench)
+        await bench.in_place(loads(options.requests)[0], options)
         meter.close()
 
 

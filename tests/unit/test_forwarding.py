@@ -1,10 +1,11 @@
 """Tags travel to a worker under a signature: what arrives is what was signed, or nothing."""
 
-import hmac
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from taximeter_inference.forwarding import (
     SIGNATURE_HEADER,
@@ -12,6 +13,7 @@ from taximeter_inference.forwarding import (
     Forwarded,
     ForwardingError,
     sign,
+    signature_of,
     verify,
 )
 from taximeter_schemas.events import Operation, ServiceTier
@@ -43,7 +45,7 @@ def signed(tags: Forwarded = TAGS, secret: bytes = SECRET, now: int = NOW) -> tu
     "tags",
     [
         TAGS,
-        TAGS._replace(is_metered=True, lease_id=None, attributes={}),
+        replace(TAGS, is_metered=True, lease_id=None, attributes={}),
         Forwarded("a", "b", "c", "d", "e", hop=1_000, attempt=1_000),
     ],
 )
@@ -54,12 +56,12 @@ def test_what_was_signed_arrives(tags: Forwarded) -> None:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (b" acme ", b" globex "),
-        (b" chat ", b" chit "),
-        (b":7 ", b":8 "),
-        (b" 2 1 ", b" 2 2 "),
+        (b'"acme"', b'"globex"'),
+        (b'"chat"', b'"chit"'),
+        (b':7"', b':8"'),
+        (b",2,1,", b",2,2,"),
         (b"tenant:acme", b"tenant:duo"),
-        (b" worker ", b" gateway "),
+        (b"false", b"true"),
         (b"eu west", b"us"),
     ],
 )
@@ -99,15 +101,42 @@ def test_only_tags_are_signed(tenant: str, lease: str, hop: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        b"taximeter-forward.v1 1790000000 acme chat r r p 0 0 chat standard worker  {}",  # another version
-        b"taximeter-forward.v2 1790000000 acme chat r r p 0 0 chat standard worker  [1]",
-        b'taximeter-forward.v2 1790000000 acme chat r r p 0 0 chat standard worker  {"a":1}',
-        b"taximeter-forward.v2 1790000000 acme chat r r p 0 0 chat standard worker  {{}",
-        b"taximeter-forward.v2 1790000000 acme chat r r p 0 0 dance standard worker  {}",
-        b"taximeter-forward.v2 1790000000 -acme chat r r p 0 0 chat standard worker  {}",
+        b'["taximeter-forward.v2",1790000000,["acme","chat","r","r","p"]]',
+        b"taximeter-forward.v2 1790000000 acme chat r r p 0 0 chat standard worker  {}",
+        b'["taximeter-forward.v3",1790000000,["acme","chat","r","r"]]',
+        b'["taximeter-forward.v3",1790000000,["acme","chat","r","r","p",0,0,"dance"]]',
+        b'["taximeter-forward.v3",1790000000,["acme","chat","r","r","p",0,0,"chat","batch",false,null,{},"more"]]',
+        b'["taximeter-forward.v3",1790000000,["acme","chat","r","r","p",0,0,"chat","batch",false,null,{"a":1}]]',
+        b'["taximeter-forward.v3",1790000000,["acme","chat","r","r","\xff"]]',
+        b"[]",
     ],
 )
-def test_even_signed_tags_must_be_tags(text: bytes) -> None:
-    signature = hmac.digest(SECRET, text, "sha256").hex().encode()
-    with pytest.raises(ForwardingError):
-        verify(text, signature, [SECRET], NOW)
+def test_what_another_version_signed_is_refused(text: bytes) -> None:
+    with pytest.raises(ForwardingError, match="another version"):
+        verify(text, signature_of(text, SECRET).encode(), [SECRET], NOW)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"tenant": "-acme"}, "tenant is not valid"),
+        ({"pool": "a b"}, "pool is not valid"),
+        ({"request_id": ""}, "request_id is not valid"),
+        ({"lease_id": "a\nb"}, "lease_id is not valid"),
+        ({"hop": 1_001}, "hop or attempt is not valid"),
+    ],
+)
+def test_what_is_no_tag_is_not_signed(changes: dict[str, Any], problem: str) -> None:
+    """A worker believes what is signed as it stands."""
+    with pytest.raises(ForwardingError, match=problem):
+        sign(replace(TAGS, **changes), SECRET, NOW)
+
+
+def test_a_long_secret_signs_with_all_of_it() -> None:
+    """A key of BLAKE2b has 64 bytes at most."""
+    long = b"x" * 64
+    text, signature = signed(secret=long + b"y")
+    assert verify(text, signature, [long + b"y"], NOW) == TAGS
+    for other in (long, long + b"z"):
+        with pytest.raises(ForwardingError):
+            verify(text, signature, [other], NOW)

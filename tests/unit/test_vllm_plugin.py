@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from taximeter_inference.forwarding import Forwarded
 from taximeter_inference.gateway.salt import PoolKeys
@@ -230,7 +231,7 @@ def test_nothing_passes_unmetered() -> None:
 def test_what_the_gateway_meters_has_no_number_and_no_event(tmp_path: Path) -> None:
     """It is salted and booked like the rest; the worker's own numbers have no hole."""
     bench = Bench()
-    theirs, ours = Exchange(tags()._replace(is_metered=True), "", 0.0), Exchange(tags(), "", 0.0)
+    theirs, ours = Exchange(replace(tags(), is_metered=True), "", 0.0), Exchange(tags(), "", 0.0)
     for identity, exchange in (("a", theirs), ("b", ours)):
         bench.add(exchange, identity)
         bench.processor.finish(identity, "stop")
@@ -258,7 +259,7 @@ def test_an_incident_is_one_alert_a_day() -> None:
         "acme",
         "duo",
     )
-    again = alert_of(tags("mallory", "own")._replace(request_id="x"), Label("acme", "duo"), "worker-2:cd", NOW)
+    again = alert_of(replace(tags("mallory", "own"), request_id="x"), Label("acme", "duo"), "worker-2:cd", NOW)
     assert again.id == found.id
     others = (
         alert_of(tags("mallory", "own"), Label("acme", "duo"), "worker-1:ab", NOW + timedelta(days=1)),
@@ -328,8 +329,7 @@ def test_the_journal_names_what_was_killed(tmp_path: Path) -> None:
     path = tmp_path / "worker.open"
     journal = Journal(path)
     assert journal.adopt("worker:1") == ("", [])
-    for number in range(5):
-        journal.begin(number)
+    assert [journal.begin() for _ in range(5)] == [0, 1, 2, 3, 4]
     for number in (0, 2, 3):
         journal.safe(number)
     journal.close()

@@ -13,7 +13,7 @@ from vllm.distributed.kv_events import BlockStored, KVEventBatch, ZmqEventPublis
 from taximeter_inference.forwarding import Forwarded
 from taximeter_inference.gateway.salt import PoolKeys
 from taximeter_inference.vllm.block_join import BlockJoin
-from taximeter_inference.vllm.exchange import ClosedSequence, Exchange, Part
+from taximeter_inference.vllm.exchange import ClosedSequence, Part
 from taximeter_inference.vllm.kv_source import KvSource
 
 BLOCK_SIZE, BLOCKS, LATER = 16, 6, 3
@@ -33,7 +33,7 @@ def part_of(session: str) -> Part:
     """The request that they were stored for."""
     tags = Forwarded("acme", "chat", session, session, "duo")
     closed = ClosedSequence(session, session, 0, None, "stop", BLOCKS * BLOCK_SIZE, 0, 1, 0, 1.0, 1.0, 1.0, 1.0, 1.0)
-    return Part(Exchange(tags, "/v1/completions", 0.0), 0, [closed], 0.0)
+    return Part(tags, "/v1/completions", False, 0, 0, [closed], 0.0)
 
 
 def attributions(kept: int) -> list[str]:

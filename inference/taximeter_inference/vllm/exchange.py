@@ -1,11 +1,13 @@
 """One request on its way through the worker: its tags, and the sequences that it has in the engine.
 
 Only what must happen on the event loop happens here: a few assignments. What is read from a closed sequence, and the event
-that it becomes, is the sink thread's work.
+that it becomes, is the sink thread's work. The classes are msgspec's: made without a Python call, and the garbage collector does
+not look at them.
 """
 
 from contextvars import ContextVar
-from typing import NamedTuple
+
+import msgspec
 
 from taximeter_inference.forwarding import Forwarded
 from taximeter_inference.vllm.engine_types import SequenceState
@@ -17,7 +19,7 @@ METERED_ELSEWHERE = -1
 """The number of a request whose gateway sends its event: the worker sends none, so its own numbers leave it out."""
 
 
-class ClosedSequence(NamedTuple):
+class ClosedSequence(msgspec.Struct, gc=False, frozen=True):
     """A sequence that has left the engine: what its event needs, so that the engine's own objects can go at once.
 
     `prompt_id` is shared by the answers to one prompt; `reason` is vLLM's finish reason in words. Tokens are as the engine's
@@ -78,46 +80,31 @@ def _detokenized(state: SequenceState) -> int:
     return state.detokenizer.num_output_tokens() if state.detokenizer is not None else 0
 
 
-class Exchange:
+class Exchange(msgspec.Struct, gc=False, eq=False):
     """A request. `over` is set when its answer has ended; it leaves once no sequence is open either.
 
     A sequence that starts after that (a background task of the request) makes another part, with an event of its own.
-    `started` is in seconds of time.perf_counter.
+    `started` is in seconds of time.perf_counter; `number` is None while nothing of it is in the engine or waits to leave.
     """
 
-    __slots__ = ("closed", "failed", "number", "open", "over", "part", "path", "started", "tags")
-
-    def __init__(self, tags: Forwarded | None, path: str, started: float) -> None:
-        self.tags = tags
-        self.path = path
-        self.started = started
-        self.number: int | None = None
-        self.part = 0
-        self.open = 0
-        self.closed: list[ClosedSequence] = []
-        self.over = False
-        self.failed = False
-
-    def take_part(self, now: float) -> "Part | None":
-        """What is to be metered now: the closed sequences since the last part, if there are any. `now` as `started`."""
-        if self.number is None:
-            return None
-        part = Part(self, self.number, self.closed, now)
-        self.number, self.closed = None, []
-        self.part += 1
-        return part
+    tags: Forwarded | None
+    path: str
+    started: float
+    number: int | None = None
+    part: int = 0
+    open: int = 0
+    closed: list[ClosedSequence] = []
+    over: bool = False
+    failed: bool = False
 
 
-class Part:
+class Part(msgspec.Struct, gc=False, eq=False, frozen=True):
     """The closed sequences of an exchange that one event is made of. `total_seconds` is since the exchange's start."""
 
-    __slots__ = ("failed", "number", "ordinal", "path", "sequences", "tags", "total_seconds")
-
-    def __init__(self, exchange: Exchange, number: int, sequences: list[ClosedSequence], ended: float) -> None:
-        self.tags = exchange.tags
-        self.path = exchange.path
-        self.failed = exchange.failed
-        self.number = number
-        self.ordinal = exchange.part
-        self.sequences = sequences
-        self.total_seconds = max(0.0, ended - exchange.started)
+    tags: Forwarded | None
+    path: str
+    failed: bool
+    number: int
+    ordinal: int
+    sequences: list[ClosedSequence]
+    total_seconds: float

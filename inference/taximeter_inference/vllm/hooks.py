@@ -50,6 +50,7 @@ class EngineHooks:
         add, abort = processor.add_request, processor.abort_requests
         finish, observe = processor._finish_request, processor._update_stats_from_finished
         propagate, states = processor.propagate_error, processor.request_states
+        owners, unreasoned, prepare, begin = self._owners, self._unreasoned, self._prepare, self._begin
 
         def add_request(
             request: Any, prompt: Any, parent_req: Any = None, request_index: int = 0, queue: Any = None
@@ -60,24 +61,26 @@ class EngineHooks:
                 self._reason(identity, FINISHED)
                 return
             exchange = CURRENT.get() or _stray()
-            self._prepare(request, exchange)
+            prepare(request, exchange)
             add(request, prompt, parent_req, request_index, queue)
             if exchange.number is None:
                 tags = exchange.tags
-                exchange.number = METERED_ELSEWHERE if tags is not None and tags.is_metered else self._begin()
+                exchange.number = METERED_ELSEWHERE if tags is not None and tags.is_metered else begin()
             exchange.open += 1
-            self._owners[identity] = (exchange, states[identity])
+            owners[identity] = (exchange, states[identity])
 
         def abort_requests(request_ids: Iterable[str], internal: bool) -> list[str]:
             aborted: list[str] = abort(request_ids, internal)
             for identity in aborted:
-                self._close(identity)
-                self._reason(identity, ABORTED)
+                self._close(identity, ABORTED)
             return aborted
 
         def finish_request(req_state: Any) -> None:
             finish(req_state)
-            self._close(req_state.request_id)
+            identity = req_state.request_id
+            owner = owners.pop(identity, None)
+            if owner is not None:
+                unreasoned[identity] = owner
 
         def update_stats_from_finished(req_state: Any, finish_reason: Any, iteration_stats: Any) -> None:
             observe(req_state, finish_reason, iteration_stats)
@@ -110,10 +113,11 @@ class EngineHooks:
         if exchange.open == 0:
             self._hand_on(exchange)
 
-    def _close(self, identity: str) -> None:
+    def _close(self, identity: str, reason: str) -> None:
         owner = self._owners.pop(identity, None)
         if owner is not None:
             self._unreasoned[identity] = owner
+        self._reason(identity, reason)
 
     def _reason(self, identity: str, reason: str) -> None:
         """Why a sequence ended, told just after it was closed, in the same turn of the event loop."""
@@ -127,13 +131,18 @@ class EngineHooks:
 
     def _close_all(self, reason: str) -> None:
         for identity in list(self._owners):
-            self._close(identity)
-            self._reason(identity, reason)
+            self._close(identity, reason)
 
     def _hand_on(self, exchange: Exchange) -> None:
-        part = exchange.take_part(time.perf_counter())
-        if part is not None:
-            self.leave(part)
+        """What closed since the last part becomes one, if anything did."""
+        number = exchange.number
+        if number is None:
+            return
+        took = time.perf_counter() - exchange.started
+        part = Part(exchange.tags, exchange.path, exchange.failed, number, exchange.part, exchange.closed, took)
+        exchange.number, exchange.closed = None, []
+        exchange.part += 1
+        self.leave(part)
 
 
 def _stray() -> Exchange:

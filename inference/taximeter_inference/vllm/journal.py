@@ -5,11 +5,10 @@ a later start finds there was killed before it could be metered: the numbers tha
 """
 
 import mmap
-import struct
 from pathlib import Path
 
 SLOTS = 16_384
-_SLOT = struct.Struct("<Q")
+_SLOT_BYTES = 8
 _BOOT_BYTES = 256
 
 
@@ -19,28 +18,31 @@ class Journal:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b")
-        self._file.truncate(_BOOT_BYTES + SLOTS * _SLOT.size)
+        self._file.truncate(_BOOT_BYTES + SLOTS * _SLOT_BYTES)
         self._map = mmap.mmap(self._file.fileno(), 0)
+        self._slots = memoryview(self._map)[_BOOT_BYTES:].cast("Q")
+        self._next = 0
 
     def adopt(self, boot: str) -> tuple[str, list[int]]:
         """The name of the start before, and the numbers that it left behind. The file is this start's from now on."""
         before = self._map[:_BOOT_BYTES].rstrip(b"\0").decode("ascii", "replace")
-        values = (_SLOT.unpack_from(self._map, _BOOT_BYTES + slot * _SLOT.size)[0] for slot in range(SLOTS))
-        lost = sorted(value - 1 for value in values if value)
+        lost = sorted(value - 1 for value in self._slots if value)
         self._map[:] = boot.encode("ascii")[:_BOOT_BYTES].ljust(len(self._map), b"\0")
         return before, lost
 
-    def begin(self, number: int) -> None:
-        """The request of that number is in the engine."""
-        _SLOT.pack_into(self._map, _BOOT_BYTES + number % SLOTS * _SLOT.size, number + 1)
+    def begin(self) -> int:
+        """The number of the next request, from 0 in each start: it is in the engine now."""
+        number = self._next
+        self._next = self._slots[number % SLOTS] = number + 1
+        return number
 
     def safe(self, number: int) -> None:
         """Its event is on the broker or on disk."""
-        offset = _BOOT_BYTES + number % SLOTS * _SLOT.size
-        if _SLOT.unpack_from(self._map, offset)[0] == number + 1:
-            _SLOT.pack_into(self._map, offset, 0)
+        if self._slots[number % SLOTS] == number + 1:
+            self._slots[number % SLOTS] = 0
 
     def close(self) -> None:
         """Let go of the file."""
+        self._slots.release()
         self._map.close()
         self._file.close()

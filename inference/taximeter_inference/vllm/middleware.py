@@ -79,7 +79,7 @@ class Middleware:
         if self._answers is not None:
             await self._serve_by_answers(self._answers, scope, receive, send, tags)
             return
-        if meter is None or (path in OPERATIONS and not meter.has_room):
+        if meter is None or (path in OPERATIONS and meter.sink.held):
             await _refuse(scope, send, 503, "cannot_meter", "this worker cannot meter requests now")
             return
         exchange = Exchange(tags, path, began)
@@ -98,7 +98,7 @@ class Middleware:
             raise
         finally:
             CURRENT.reset(before)
-            meter.end(exchange)
+            meter.hooks.end(exchange)
 
     async def _serve_by_answers(
         self, answers: AnswerMeter, scope: Scope, receive: Receive, send: Send, tags: Forwarded | None

@@ -57,8 +57,8 @@ class EventSink:
         self._parts: deque[Part] = deque()
         self._waiting: list[tuple[Part, float]] = []
         """Parts whose blocks are not all known, with their GPU-seconds."""
-        self._held: deque[tuple[UsageEvent, int]] = deque()
-        """Events that the spool had no room for."""
+        self.held: deque[tuple[UsageEvent, int]] = deque()
+        """Events that the spool had no room for: while there are any, no new request is let in."""
         self._busy = BusyTime()
         self._taken = 0
         self._settled = 0
@@ -66,11 +66,6 @@ class EventSink:
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="taximeter-sink", daemon=True)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether events can be taken."""
-        return not self._held
 
     def start(self, running: Callable[[], list[SequenceState]]) -> None:
         """Start the thread. `running` tells what is in the engine now."""
@@ -100,8 +95,8 @@ class EventSink:
         self._stopping = True
         self._wake.set()
         self._thread.join(STOP_SECONDS_MAX)
-        if self._held:
-            _log.critical("%d usage events are lost: there was no room for them", len(self._held))
+        if self.held:
+            _log.critical("%d usage events are lost: there was no room for them", len(self.held))
         self._producer.close()
         self._journal.close()
 
@@ -160,25 +155,22 @@ class EventSink:
         self._busy.forget(time.monotonic() - max(0.0, time.time() - oldest) - 1.0)
 
     def _send(self, event: UsageEvent, number: int) -> None:
-        if self._held:
-            self._held.append((event, number))
-            return
+        if self.held or not self._is_sent(event, number):
+            self.held.append((event, number))
+
+    def _retry(self) -> None:
+        while self.held and self._is_sent(*self.held[0]):
+            self.held.popleft()
+
+    def _is_sent(self, event: UsageEvent, number: int) -> bool:
         try:
             safe = self._producer.submit(event)
         except SpoolFullError as error:
             _log.error("no room for usage events, new requests are refused: %s", error)
-            self._held.append((event, number))
-        else:
-            EVENTS.labels(event.data.operation.value, event.data.outcome.value).inc()
-            safe.add_done_callback(partial(self._on_safe, number, event.id))
-
-    def _retry(self) -> None:
-        held, self._held = self._held, deque()
-        while held:
-            self._send(*held.popleft())
-            if self._held:
-                self._held.extend(held)
-                return
+            return False
+        EVENTS.labels(event.data.operation.value, event.data.outcome.value).inc()
+        safe.add_done_callback(partial(self._on_safe, number, event.id))
+        return True
 
     def _on_safe(self, number: int, event_id: str, safe: "Future[Safe]") -> None:
         error = safe.exception()

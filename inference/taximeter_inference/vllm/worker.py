@@ -1,7 +1,6 @@
 """A worker that meters itself: the plugin's parts put together, for a server and for programs that use the engine directly."""
 
 import asyncio
-import itertools
 import logging
 import threading
 import time
@@ -13,7 +12,6 @@ from typing import Any, Self
 from taximeter_inference.gateway.salt import PoolKeys
 from taximeter_inference.vllm.block_join import BlockJoin
 from taximeter_inference.vllm.drift import TESTED_VERSIONS, check_vllm
-from taximeter_inference.vllm.engine_types import EngineRequest
 from taximeter_inference.vllm.errors import WorkerError
 from taximeter_inference.vllm.exchange import CURRENT, Exchange
 from taximeter_inference.vllm.hooks import EngineHooks
@@ -38,7 +36,7 @@ _log = logging.getLogger(__name__)
 class WorkerMeter:
     """Meters every request of one running engine. Raises DriftError, WorkerError and the producer's errors.
 
-    `engine` is vLLM's AsyncLLM, LLMEngine or LLM. A server uses `begin` and `end` around each request; a program uses
+    `engine` is vLLM's AsyncLLM, LLMEngine or LLM. A server sets CURRENT and calls `hooks.end` around each request; a program uses
     `request`, and `close` (or `with`) at its end.
     """
 
@@ -54,20 +52,11 @@ class WorkerMeter:
         self._producer, name = open_producer(settings)
         self._journal = Journal(settings.spool_dir / f"{name}.open")
         self._report_lost()
-        self._numbers = itertools.count()
         keys = pool_keys(settings)
         self._source = source_of(getattr(config, "kv_events_config", None))
         self._incidents = IncidentAlerts(settings.kafka_bootstrap_servers, self._producer.worker_id)
         self._join = (
             BlockJoin(self._source.poll, keys, settings.worker_audit, self._incidents.report) if self._source else None
-        )
-        self._guard = Guard(
-            keys if settings.worker_isolation == "pool" else None,
-            meter_untagged=settings.worker_untagged == "meter",
-            adapters=settings.worker_adapters,
-            privileges=settings.worker_privileges,
-            expect=self._join.expect if self._join is not None else None,
-            refuse=_client_error,
         )
         self.sink = EventSink(
             self._producer,
@@ -76,15 +65,19 @@ class WorkerMeter:
             gpus=settings.worker_gpus or int(getattr(config.parallel_config, "world_size", 1)),
             blocks=self._join.report if self._join is not None else counts_only,
         )
-        self.hooks = EngineHooks(self._admit, self._begin_number, self.sink.take)
+        guard = Guard(
+            keys if settings.worker_isolation == "pool" else None,
+            meter_untagged=settings.worker_untagged == "meter",
+            adapters=settings.worker_adapters,
+            privileges=settings.worker_privileges,
+            expect=self._join.expect if self._join is not None else None,
+            refuse=_client_error,
+            waiting=self.sink.held,
+        )
+        self.hooks = EngineHooks(guard.prepare, self._journal.begin, self.sink.take)
         self.hooks.attach(owner.output_processor)
         self.sink.start(self.hooks.running)
         _log.info("metering vLLM %s as %s", self.version, self._producer.worker_id)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether requests can be metered now."""
-        return self.sink.has_room
 
     @contextmanager
     def request(
@@ -107,7 +100,7 @@ class WorkerMeter:
             raise
         finally:
             CURRENT.reset(before)
-            self.end(exchange)
+            self.hooks.end(exchange)
 
     def follow_shutdown(self, engine: Any, loop: asyncio.AbstractEventLoop) -> None:
         """Meter what is in the engine when the server stops it.
@@ -132,10 +125,6 @@ class WorkerMeter:
 
         engine.shutdown = shutdown
 
-    def end(self, exchange: Exchange) -> None:
-        """The exchange's answer has ended."""
-        self.hooks.end(exchange)
-
     def close(self) -> None:
         """Let go of the engine; all events are on the broker or on disk when it returns. Closing twice does nothing."""
         if self._producer is not None:
@@ -151,22 +140,6 @@ class WorkerMeter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _admit(self, request: EngineRequest, exchange: Exchange) -> None:
-        """The guard's checks; and on routes that are not known by name, and without a server, whether there is room for an event.
-
-        A request that is in the engine already is not broken off.
-        """
-        if exchange.number is None and not self.sink.has_room:
-            tags = exchange.tags
-            if tags is None or not tags.is_metered:
-                raise _client_error("this worker cannot meter requests now: there is no room for usage events")
-        self._guard.prepare(request, exchange)
-
-    def _begin_number(self) -> int:
-        number = next(self._numbers)
-        self._journal.begin(number)
-        return number
 
     def _report_lost(self) -> None:
         before, lost = self._journal.adopt(self._producer.worker_id)
