@@ -133,7 +133,8 @@ def meter_events(
     For accounts that let Stripe price usage; invoices by `taximeter invoice push` do not need it. Run it every few minutes, or
     once a day: it sends what came since the last time, late usage too, and goes on where it was cut off (noted under
     TAXIMETER_STATE_DIR, for each month, meter, count and tenant). Stripe takes usage of the last 35 days. Usage that is voided
-    later is not taken back there.
+    or amended before it was sent is not sent; after that it is cancelled there, which Stripe does for 24 hours. What it does not
+    cancel stands too high: it is named, with exit status 1, and counted each time after.
 
     Example: taximeter stripe meter-events --period 2026-11 --meter llm_tokens --count tokens
     """
@@ -146,10 +147,27 @@ def meter_events(
     with errors_for_people():
         client = connect(settings.clickhouse_url)
         try:
-            sent = export_usage(
+            done = export_usage(
                 UsageReader(client), settings, period, meter, counted, datetime.now(UTC),
                 tenant=tenant, stream=stream, settle_minutes=settle,
             )  # fmt: skip
         finally:
             client.close()
-    console.print(f"{sent} events of {period} sent to meter {escape(meter)}", highlight=False)
+    console.print(f"{done.sent} events of {period} sent to meter {escape(meter)}", highlight=False)
+    if done.cancelled:
+        console.print(f"{len(done.cancelled)} voided or amended events cancelled there", highlight=False)
+    for one in done.refused:
+        console.print(
+            f"[red]{escape(one.event_id)} was voided or amended and stands too high by {one.value:,} {counted}:"
+            f" {escape(one.reason)}[/]",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    if done.standing:
+        whole = sum(one.value for one in done.standing)
+        console.print(
+            f"[yellow]{len(done.standing)} events stand too high by {whole:,} {counted} in all[/] (listed in {done.journal});"
+            " Stripe's meters that sum take a negative value",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    if done.refused:
+        raise typer.Exit(1)

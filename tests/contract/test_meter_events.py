@@ -19,7 +19,9 @@ from starlette.routing import Route
 
 from taximeter.embedded.ports import free_port
 from taximeter_billing.payments import stripe_client
+from taximeter_billing.payments.double.store import Store
 from taximeter_billing.payments.errors import StripeRefusedError
+from taximeter_billing.payments.meter_corrections import Journal, TakenBack, cancel
 from taximeter_billing.payments.meter_events import Cursor, MeteredUsage, identifier, send_v1, send_v2
 from tests.double_process import judged_double
 from tests.stripe_contract import operation
@@ -95,6 +97,26 @@ class Stream:
             self.events.setdefault(event["identifier"], int(event["payload"]["value"]))
         return JSONResponse({})
 
+    async def adjust(self, request: Request) -> JSONResponse:
+        body = json.loads(await request.body())
+        self._judge(body, "/v2/billing/meter_event_adjustments", ("requestBody",))
+        name = body["cancel"]["identifier"]
+        if self.events.pop(name, None) is None:
+            error = {"type": "invalid_request", "code": "invalid_cancel_configuration", "message": f"{name} is gone"}
+            return JSONResponse({"error": error}, 400)
+        made = {
+            "object": "v2.billing.meter_event_adjustment",
+            "id": f"mea_{name}",
+            "cancel": body["cancel"],
+            "created": "2026-11-10T12:00:00.000Z",
+            "event_name": body["event_name"],
+            "livemode": False,
+            "status": "pending",
+            "type": "cancel",
+        }
+        self._judge(made, "/v2/billing/meter_event_adjustments", ("responses", "200"))
+        return JSONResponse(made)
+
     def _judge(self, body: Any, path: str, where: tuple[str, ...]) -> None:
         found: Any = operation("POST", path)
         for name in where:
@@ -110,6 +132,7 @@ def stream() -> Iterator[tuple[Stream, str]]:
     routes = [
         Route("/v2/billing/meter_event_session", found.session, methods=["POST"]),
         Route("/v2/billing/meter_event_stream", found.stream, methods=["POST"]),
+        Route("/v2/billing/meter_event_adjustments", found.adjust, methods=["POST"]),
     ]
     config = uvicorn.Config(Starlette(routes=routes), host="127.0.0.1", port=port, log_config=None, access_log=False)
     server = uvicorn.Server(config)
@@ -135,3 +158,51 @@ def test_v2_sends_in_batches_and_opens_an_expired_session_anew(stream: tuple[Str
     assert found.events == {f"event-{number}": number for number in range(250)}
     assert cursor.read() == "250"
     assert found.problems == []
+
+
+@pytest.mark.parametrize("fault", ["lost", "500"])
+def test_v1_cancels_each_once_and_tells_what_stripe_refuses(tmp_path: Path, fault: str) -> None:
+    cursor, journal = Cursor(tmp_path / "cursor"), Journal(tmp_path / "journal")
+    sent = usage(3, cursor)
+    with judged_double(tmp_path / "stripe.db") as found:
+        client = stripe_client("sk_test_1", found.url, retries=0)
+        send_v1(client, sent, cursor)
+        found.double.plan_faults({"POST /v1/billing/meter_event_adjustments": [fault]})
+        if fault == "lost":
+            with pytest.raises(StripeRefusedError):
+                cancel(client, sent[1:], journal)
+        # An answer that was lost is asked for again; a failure, which Stripe keeps under its key, once under another one.
+        again = {one.event_id: one.outcome for one in cancel(client, sent[1:], Journal(tmp_path / "journal"))}
+        assert again == {"event-1": "cancelled", "event-2": "cancelled"}
+        store = Store(tmp_path / "stripe.db")
+        old = store.get("mtr_event-0", "meter_event")
+        assert old is not None
+        store.put({**old, "created": old["created"] - 25 * 3600}, "meter_event")
+        journal = Journal(tmp_path / "journal")
+        refused = TakenBack("event-0", 0, "stands", "The event with identifier event-0 can no longer be cancelled.")
+        assert cancel(client, sent[:1], journal) == [refused]
+        assert cancel(client, sent, journal) == []
+        assert Journal(tmp_path / "journal").standing == [refused]
+        assert found.problems == []
+
+
+def test_v2_cancels_too(stream: tuple[Stream, str], tmp_path: Path) -> None:
+    found, url = stream
+    cursor, journal = Cursor(tmp_path / "cursor"), Journal(tmp_path / "journal")
+    client: stripe.StripeClient = stripe_client("sk_test_1", url, retries=0)
+    sent = usage(2, cursor)
+    send_v2(client, sent, cursor, url)
+    assert [one.outcome for one in cancel(client, sent[:1], journal, stream=True)] == ["cancelled"]
+    found.events.clear()
+    assert [one.outcome for one in cancel(client, sent, journal, stream=True)] == ["stands"]
+    assert found.problems == []
+
+
+def test_a_journal_survives_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "journal"
+    Journal(file).note(TakenBack("a", 1, "not sent"))
+    file.write_text(file.read_text() + '\n{"event_id": "b", "val')
+    journal = Journal(file)
+    assert "a" in journal and "b" not in journal
+    journal.note(TakenBack("b", 2, "stands", "too late"))
+    assert Journal(file).standing == [TakenBack("b", 2, "stands", "too late")]

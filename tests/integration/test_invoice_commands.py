@@ -160,5 +160,23 @@ def test_usage_goes_to_a_meter_once_however_often_it_is_sent(run: Run, warehouse
         assert {(one["identifier"], one["payload"]["value"]) for one in metered} == {
             ("acme/test/a", "10000"), ("globex/test/b", "20000"), ("acme/test/late", "7"),
         }  # fmt: skip
+        # Voided before it is sent: never sent. Voided after: cancelled. Voided a day after: it stands too high, and that is said.
+        insert(warehouse, {**late, "event_id": "unsent", "attributes": {}}, *(
+            {**late, "event_id": f"void-{event}", "output": 0, "attributes": {"voids": event}} for event in ("unsent", "late")
+        ))  # fmt: skip
+        cancelled = run(*words, env=env)
+        assert (cancelled.exit_code, cancelled.output) == (
+            0, "0 events of 2026-11 sent to meter llm_tokens\n1 voided or amended events cancelled there\n",
+        )  # fmt: skip
+        insert(warehouse, {**late, "event_id": "more", "output": 5, "attributes": {"amends": "a"},
+                           "inserted_at": datetime(2026, 11, 4, tzinfo=UTC)})  # fmt: skip
+        store = Store(tmp_path / "stripe.db")
+        old = next(one for one in store.all("meter_event") if one["identifier"] == "acme/test/a")
+        store.put({**old, "created": old["created"] - 25 * 3600}, "meter_event")
+        stands = run(*words, env=env)
+        assert stands.exit_code == 1 and "1 events of 2026-11 sent" in stands.output
+        assert "acme/test/a was voided or amended and stands too high by 10,000 output" in stands.output
+        later = run(*words, env=env)
+        assert later.exit_code == 0 and "1 events stand too high by 10,000 output in all" in later.output
         assert found.problems == []
     assert run("stripe", "meter-events", "--period", PERIOD, "--meter", "m", "--count", "cats").exit_code == 2

@@ -28,6 +28,7 @@ class MeteredUsage:
     """One usage event for a meter. `value` is a whole number of what the meter counts; `customer` is Stripe's id.
 
     `event_id` tells the event from all others of the account. `position`: where it stands in the order of the export.
+    `taken_back`: a later event voids or amends it.
     """
 
     event_id: str
@@ -36,6 +37,7 @@ class MeteredUsage:
     value: int
     at: datetime
     position: str
+    taken_back: bool = False
 
 
 def identifier(event_id: str) -> str:

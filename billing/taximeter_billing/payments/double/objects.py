@@ -197,6 +197,18 @@ def meter_event(number: int, now: int, form: Body) -> Body:
     }
 
 
+def meter_event_adjustment(form: Body) -> Body:
+    """A meter event that was cancelled."""
+    return {
+        "object": "billing.meter_event_adjustment",
+        "cancel": {"identifier": form["cancel"]["identifier"]},
+        "event_name": form["event_name"],
+        "livemode": False,
+        "status": "pending",
+        "type": "cancel",
+    }
+
+
 def event(number: int, now: int, kind: str, thing: Body, endpoints: int, key: str | None) -> Body:
     """What happened to an object, with the object as it was then."""
     return {

@@ -14,6 +14,7 @@ from taximeter_billing.payments.double.store import Store
 LINES_MAX = 250
 METADATA_ENTRIES_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX = 50, 40, 500
 NUMBER_CHARS_MAX = 26
+CANCEL_SECONDS_MAX = 24 * 3600
 _QUERY = re.compile(r"metadata\['((?:[^'\\]|\\.)+)'\]:'((?:[^'\\]|\\.)*)'")
 
 
@@ -206,6 +207,18 @@ class Operations:
             raise RefusedError(400, message, parameter="identifier", kept=True)
         self._store.put({**made, "id": key}, "meter_event")
         return made
+
+    def cancel_meter_event(self, _id: str, form: Body) -> Body:
+        """POST /v1/billing/meter_event_adjustments: within 24 hours, and once"""
+        name = form.get("cancel", {}).get("identifier", "")
+        found = self._store.get(f"mtr_{name}", "meter_event")
+        if found is None or found["event_name"] != form.get("event_name"):
+            raise RefusedError(400, f"There is no event with identifier {name}.", parameter="cancel[identifier]")
+        if found.get("cancelled") or self._clock() - found["created"] > CANCEL_SECONDS_MAX:
+            message = f"The event with identifier {name} can no longer be cancelled."
+            raise RefusedError(400, message, parameter="cancel[identifier]", kept=True)
+        self._store.put({**found, "cancelled": True}, "meter_event")
+        return objects.meter_event_adjustment(form)
 
     def mark_uncollectible(self, invoice_id: str, _form: Body) -> Body:
         """POST /v1/invoices/{invoice}/mark_uncollectible"""

@@ -119,6 +119,7 @@ class StripeDouble:
             ("GET", "/v1/invoice_payments", does.list_invoice_payments),
             ("GET", "/v1/disputes", does.list_disputes),
             ("POST", "/v1/billing/meter_events", does.create_meter_event),
+            ("POST", "/v1/billing/meter_event_adjustments", does.cancel_meter_event),
             ("POST", "/v1/webhook_endpoints", does.create_webhook_endpoint),
             ("GET", "/v1/events", does.list_events),
             ("GET", "/v1/events/{id}", does.get_event),
