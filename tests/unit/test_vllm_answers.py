@@ -92,10 +92,15 @@ async def ask(meter: AnswerMeter, body: dict[str, Any], answer: list[bytes], tag
     return sent
 
 
-def test_an_event_is_marked_and_the_body_is_salted(tmp_path: Path) -> None:
-    """The worker's salt goes in, what a client may not say comes out, and the stream is asked for its usage."""
+def test_an_event_is_marked_and_the_body_is_salted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The worker's salt goes in, what a client may not say comes out, and the stream is asked for its usage.
+
+    A second event finds the spool full: no more are let in then.
+    """
     settings = WorkerSettings(worker_adapters={"lora": ("globex",)})
-    producer = UsageProducer(bootstrap_servers="127.0.0.1:1", producer_id="w", spool_dir=tmp_path)
+    producer = UsageProducer(
+        bootstrap_servers="127.0.0.1:1", producer_id="w", spool_dir=tmp_path, spool_bytes_max=1_200
+    )
     meter = AnswerMeter(producer, settings, KEYS, Origin("w", producer.worker_id, "tiny"))
     usage = (
         b'data: {"usage":{"prompt_tokens":40,"completion_tokens":9,"prompt_tokens_details":{"cached_tokens":32}}}\n\n'
@@ -107,7 +112,11 @@ def test_an_event_is_marked_and_the_body_is_salted(tmp_path: Path) -> None:
     assert not {"priority", "kv_transfer_params"} & set(sent)
     with pytest.raises(ForeignAdapterError):
         asyncio.run(ask(meter, {"model": "lora"}, [b"{}"]))
+    assert meter.has_room()
+    asyncio.run(ask(meter, body, [usage, b"data: [DONE]\n\n"]))
+    assert not meter.has_room()
     meter.close()
+    assert "1 usage events are lost" in caplog.text
     (record,) = [r for path in tmp_path.rglob("*.seg") for r in decode_frames(path.read_bytes())[0]]
     event = wire.decode(record.value)
     tokens = event.data.tokens

@@ -28,11 +28,13 @@ from taximeter_inference.vllm.sink import EventSink
 from taximeter_inference.vllm.usage import Origin, as_tag, build_event
 from taximeter_producers import UsageProducer
 from taximeter_producers.frames import decode_frames
+from taximeter_producers.tracing import traceparent_within
 from taximeter_schemas import wire
 from taximeter_schemas.events import Attribution, Outcome
 
 NOW = datetime(2026, 11, 24, 8, tzinfo=UTC)
 KEYS = PoolKeys(b"a secret of sixteen", "1")
+PLACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 def tags(tenant: str = "acme", pool: str = "duo") -> Forwarded:
@@ -231,7 +233,8 @@ def test_nothing_passes_unmetered() -> None:
 def test_what_the_gateway_meters_has_no_number_and_no_event(tmp_path: Path) -> None:
     """It is salted and booked like the rest; the worker's own numbers have no hole."""
     bench = Bench()
-    theirs, ours = Exchange(replace(tags(), is_metered=True), "", 0.0), Exchange(tags(), "", 0.0)
+    traced = replace(tags(), attributes={"team": "search", "taximeter.traceparent": PLACE})
+    theirs, ours = Exchange(replace(tags(), is_metered=True), "", 0.0), Exchange(traced, "", 0.0)
     for identity, exchange in (("a", theirs), ("b", ours)):
         bench.add(exchange, identity)
         bench.processor.finish(identity, "stop")
@@ -244,9 +247,13 @@ def test_what_the_gateway_meters_has_no_number_and_no_event(tmp_path: Path) -> N
         sink.take(part)
     sink.close()
     (record,) = [r for path in tmp_path.rglob("*.seg") for r in decode_frames(path.read_bytes())[0]]
-    worker = wire.decode(record.value).data.worker
-    assert worker is not None
-    assert worker.sequence == 0
+    event = wire.decode(record.value)
+    assert event.data.worker is not None
+    assert event.data.worker.sequence == 0
+    # Its place in its trace, which the gateway signed, stands beside the event, not in it.
+    assert traceparent_within(record.value) == PLACE
+    assert event.data.attributes["team"] == "search"
+    assert not [name for name in event.data.attributes if name.startswith("taximeter.")]
 
 
 def test_an_incident_is_one_alert_a_day() -> None:

@@ -13,13 +13,16 @@ from taximeter_inference.gateway.salt import PoolKeys
 from taximeter_inference.gateway.tags import Tags
 from taximeter_inference.gateway.usage import UpstreamUsage
 from taximeter_producers import UsageProducer
+from taximeter_producers.tracing import traceparent_within
 from taximeter_schemas import wire
 from taximeter_schemas.events import Operation, Outcome
+from taximeter_schemas.topics import USAGE_EVENTS
 from taximeter_sql import connect
 from tests import gateway_stack
 from tests.face_process import FaceProcess
 from tests.faults.processes import make_worker
 from tests.gateway_stack import PARTITIONS, Client, GatewayStack, await_true, declare
+from tests.topic_reader import read_topic
 from tests.vllm.worker_process import SECONDS_MAX, SECRET, VllmWorker, engine_sum
 
 pytestmark = pytest.mark.vllm
@@ -29,6 +32,9 @@ BODY = {
     "messages": [{"role": "user", "content": "How much was it, and how far? " * 5}],
     "max_tokens": 4,
 }
+
+
+TRACE = secrets.token_hex(16)
 
 
 @pytest.fixture(params=["worker", "gateway"])
@@ -46,6 +52,8 @@ def stack(
     monkeypatch.setattr(gateway_stack, "PRICED", ("tiny",))
     made = GatewayStack(generator.bootstrap_servers, tmp_path, ("tiny",))
     settings = {"TAXIMETER_UPSTREAM_METERED_BY": metered_by, "TAXIMETER_FORWARDING_SECRET": SECRET}
+    # Traces are followed, not sent: the client's own is not sampled.
+    settings |= {"TAXIMETER_TRACES_ENDPOINT": "http://127.0.0.1:1/v1/traces"}
     made.gateway = made.another_gateway(made.gateway_id, generator.url, **settings)
     made.gateway.start()
     try:
@@ -57,7 +65,7 @@ def stack(
 
 def ask(client: Client, **fields: object) -> str:
     """One answer, whole; the id that the gateway gave it."""
-    answer = client.post("/v1/chat/completions", {**BODY, **fields})
+    answer = client.post("/v1/chat/completions", {**BODY, **fields}, traceparent=f"00-{TRACE}-{'1' * 16}-00")
     assert answer.status_code == 200, answer.text
     return answer.headers["x-taximeter-request-id"]
 
@@ -92,6 +100,12 @@ def test_one_event_a_request_whoever_meters(
     counted = generator.counters_at_rest() - before
 
     assert [event.id for event in events] == names
+    # The first has its place in its client's trace, below the gateway's attempt.
+    payloads = (message.value() or b"" for message in read_topic(generator.bootstrap_servers, USAGE_EVENTS.name))
+    (place,) = (traceparent_within(payload) for payload in payloads if f'"id":"{names[0]}"'.encode() in payload)
+    assert place.split("-")[1] == TRACE
+    assert place.split("-")[2] != "1" * 16
+    assert not [name for name in events[0].data.attributes if name.startswith("taximeter.")]
     assert {event.source for event in events} == {f"taximeter-gateway/{stack.gateway_id}"}
     assert {event.data.cache.pool for event in events} == {f"tenant:{tenant}"}
     assert [event.data.outcome for event in events] == [Outcome.LENGTH, Outcome.LENGTH, Outcome.ABORTED]

@@ -28,6 +28,7 @@ from taximeter_inference.gateway.pricing import cost_pico
 from taximeter_inference.gateway.salt import PoolKeys
 from taximeter_inference.gateway.sink import EventSink
 from taximeter_inference.gateway.stream import DONE, StreamFilter, error_event, strip_cache_report
+from taximeter_inference.gateway.tags import PLACE_ATTRIBUTE
 from taximeter_inference.gateway.upstream import Response, Upstream
 from taximeter_inference.gateway.usage import UpstreamUsage
 from taximeter_schemas.events import Operation, Outcome
@@ -154,8 +155,9 @@ class Exchange:
     def _forwarded(self) -> dict[str, str]:
         """The headers that go upstream: the request's id, and for a worker that meters all that it must know."""
         headers, facts = {"X-Request-Id": self._facts.request_id}, self._facts
+        attributes = dict(facts.attributes)
         if self._trace is not None:
-            headers["traceparent"] = self._trace.traceparent
+            headers["traceparent"] = attributes[PLACE_ATTRIBUTE] = self._trace.traceparent
         secret = self._parts.forwarding_secret
         if secret is None:
             return headers
@@ -171,7 +173,7 @@ class Exchange:
             operation=facts.operation,
             service_tier=facts.tags.service_tier,
             is_metered=not self._parts.is_metered_upstream,
-            attributes=facts.attributes,
+            attributes=attributes,
         )
         return {**headers, **dict(sign(tags, secret, int(time.time())))}
 

@@ -12,6 +12,8 @@ ATTRIBUTES_MAX = 28
 """An event takes 32; the rest are the gateway's own: the region, and names that begin with OWN_PREFIXES."""
 OWN_PREFIXES = ("taximeter.", "cache.", "engine.")
 """Begin the names that the gateway and the workers give."""
+PLACE_ATTRIBUTE = "taximeter.traceparent"
+"""An attempt's place in its trace, on its way to a worker that meters: there it becomes its event's `traceparent`."""
 BILLED_ATTRIBUTES = ("region", "search_units", "adapter_hours", "voids", "amends")
 """Billing acts on these, so no client may set them: it would choose its own price, or take back its own usage."""
 WAIT_SECONDS_MAX = 86_400

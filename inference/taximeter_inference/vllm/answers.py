@@ -8,6 +8,7 @@ marked with the attribute `taximeter.counted`: `middleware`. Salts are set in th
 import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
@@ -21,8 +22,8 @@ from taximeter_inference.vllm.errors import ForeignAdapterError
 from taximeter_inference.vllm.metrics import EVENTS
 from taximeter_inference.vllm.settings import WorkerSettings
 from taximeter_inference.vllm.tags import OPERATIONS, is_named, root_of
-from taximeter_inference.vllm.usage import Origin, as_tag, gateway_source
-from taximeter_producers import Safe, UsageProducer
+from taximeter_inference.vllm.usage import Origin, as_tag, gateway_source, given_attributes, traceparent_of
+from taximeter_producers import Safe, SpoolFullError, UsageProducer
 from taximeter_schemas.events import (
     TOKENS_MAX,
     Attribution,
@@ -92,7 +93,16 @@ class AnswerMeter:
         self._keys = keys
         self._origin = origin
         self._numbers = itertools.count()
-        self.has_room = True
+        self._held: deque[tuple[UsageEvent, str]] = deque()
+        """Events, with their places in traces, that the spool had no room for."""
+
+    def has_room(self) -> bool:
+        """Whether an event would be taken; what waits for room is tried first."""
+        while self._held:
+            if not self._is_sent(*self._held[0]):
+                return False
+            self._held.popleft()
+        return True
 
     async def serve(self, app: App, scope: Message, receive: Receive, send: Send, tags: Forwarded) -> None:
         """Serve a request of OPERATIONS and send its event. Raises ForeignAdapterError."""
@@ -122,10 +132,15 @@ class AnswerMeter:
             is_used = usage is not None or (reader.status < 400 and not reader.ended)
             if is_used and not tags.is_metered:
                 seconds = (time.perf_counter() - began, first[0] - began if first else None)
-                self._send(self._event(tags, path, model, reader, usage or AnsweredUsage(), seconds))
+                event = self._event(tags, path, model, reader, usage or AnsweredUsage(), seconds)
+                EVENTS.labels(event.data.operation.value, event.data.outcome.value).inc()
+                self._held.append((event, traceparent_of(tags)))
+                self.has_room()
 
     def close(self) -> None:
         """All events are on the broker or on disk when it returns."""
+        if not self.has_room():
+            _log.critical("%d usage events are lost: there was no room for them", len(self._held))
         self._producer.close()
 
     def _rewritten(self, raw: bytes, path: str, tags: Forwarded) -> tuple[bytes, str]:
@@ -186,13 +201,18 @@ class AnswerMeter:
                 worker=Worker(id=self._origin.boot, sequence=number),
                 service_tier=tags.service_tier,
                 lease_id=tags.lease_id,
-                attributes={**dict(list(tags.attributes.items())[:31]), COUNTED_ATTRIBUTE: COUNTED_BY},
+                attributes={**dict(list(given_attributes(tags).items())[:31]), COUNTED_ATTRIBUTE: COUNTED_BY},
             ),
         )
 
-    def _send(self, event: UsageEvent) -> None:
-        EVENTS.labels(event.data.operation.value, event.data.outcome.value).inc()
-        self._producer.submit(event).add_done_callback(_report)
+    def _is_sent(self, event: UsageEvent, traceparent: str) -> bool:
+        try:
+            safe = self._producer.submit(event, traceparent=traceparent)
+        except SpoolFullError as error:
+            _log.error("no room for usage events, new requests are refused: %s", error)
+            return False
+        safe.add_done_callback(_report)
+        return True
 
 
 class AnswerReader:

@@ -56,15 +56,14 @@ class Middleware:
         """Meter with this one, which the caller closes, where there is no server to start and stop it."""
         self._meter = meter
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """ASGI. Not a coroutine of its own: whatever the request waits for passes through each."""
         kind = scope["type"]
         if kind == "lifespan":
-            await self._live(scope, receive, send)
-        elif kind == "websocket" or scope["method"] == "POST":
-            await self._serve(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+            return self._live(scope, receive, send)
+        if kind == "websocket" or scope["method"] == "POST":
+            return self._serve(scope, receive, send)
+        return self._app(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         began, path, meter = time.perf_counter(), scope["path"], self._meter
@@ -105,6 +104,9 @@ class Middleware:
     ) -> None:
         path = scope["path"]
         if path in OPERATIONS and scope["type"] == "http":
+            if not answers.has_room():
+                await _refuse(scope, send, 503, "cannot_meter", "this worker cannot meter requests now")
+                return
             try:
                 await answers.serve(self._app, scope, receive, send, tags or untagged(path))
             except ForeignAdapterError as error:

@@ -20,7 +20,7 @@ from taximeter_inference.vllm.engine_types import SequenceState
 from taximeter_inference.vllm.exchange import METERED_ELSEWHERE, Part
 from taximeter_inference.vllm.journal import Journal
 from taximeter_inference.vllm.metrics import BUSY_SECONDS, EVENTS
-from taximeter_inference.vllm.usage import Origin, build_event
+from taximeter_inference.vllm.usage import Origin, build_event, traceparent_of
 from taximeter_producers import Safe, SpoolFullError, UsageProducer
 from taximeter_schemas.wire import UsageEvent
 
@@ -57,8 +57,9 @@ class EventSink:
         self._parts: deque[Part] = deque()
         self._waiting: list[tuple[Part, float]] = []
         """Parts whose blocks are not all known, with their GPU-seconds."""
-        self.held: deque[tuple[UsageEvent, int]] = deque()
-        """Events that the spool had no room for: while there are any, no new request is let in."""
+        self.held: deque[tuple[UsageEvent, int, str]] = deque()
+        """Events, with their numbers and places in traces, that the spool had no room for: while there are any, no new request is
+        let in."""
         self._busy = BusyTime()
         self._taken = 0
         self._settled = 0
@@ -122,7 +123,7 @@ class EventSink:
                 if part.number != METERED_ELSEWHERE:
                     now, monotonic_now = datetime.now(UTC), time.monotonic()
                     event = build_event(part, self._origin, gpu_seconds, blocks, now, monotonic_now)
-                    self._send(event, part.number)
+                    self._send(event, part.number, traceparent_of(part.tags))
             except Exception:  # noqa: BLE001 - the requests beside it are still metered
                 _log.critical("request %d could not be metered", part.number, exc_info=True)
             self._settled += 1
@@ -154,17 +155,17 @@ class EventSink:
         # Arrival is told by the clock on the wall, the engine's times by the monotonic one of the same machine.
         self._busy.forget(time.monotonic() - max(0.0, time.time() - oldest) - 1.0)
 
-    def _send(self, event: UsageEvent, number: int) -> None:
-        if self.held or not self._is_sent(event, number):
-            self.held.append((event, number))
+    def _send(self, event: UsageEvent, number: int, traceparent: str) -> None:
+        if self.held or not self._is_sent(event, number, traceparent):
+            self.held.append((event, number, traceparent))
 
     def _retry(self) -> None:
         while self.held and self._is_sent(*self.held[0]):
             self.held.popleft()
 
-    def _is_sent(self, event: UsageEvent, number: int) -> bool:
+    def _is_sent(self, event: UsageEvent, number: int, traceparent: str) -> bool:
         try:
-            safe = self._producer.submit(event)
+            safe = self._producer.submit(event, traceparent=traceparent)
         except SpoolFullError as error:
             _log.error("no room for usage events, new requests are refused: %s", error)
             return False

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from taximeter_inference.forwarding import Forwarded
+from taximeter_inference.gateway.tags import PLACE_ATTRIBUTE
 from taximeter_inference.vllm.blocks import BlockReport
 from taximeter_inference.vllm.exchange import ClosedSequence, Part
 from taximeter_inference.vllm.tags import OPERATIONS, is_named, root_of, untagged
@@ -71,7 +73,7 @@ def build_event(
             worker=Worker(id=origin.boot, sequence=part.number, gpu_seconds=round(gpu_seconds, 9)),
             service_tier=tags.service_tier,
             lease_id=tags.lease_id,
-            attributes=_attributes(part, billed, tags.attributes, blocks.attributes),
+            attributes=_attributes(part, billed, given_attributes(tags), blocks.attributes),
         ),
     )
 
@@ -79,6 +81,16 @@ def build_event(
 def gateway_source(request_id: str) -> str:
     """The source of the event that the gateway would send for a request that it named, so that the two are one."""
     return f"taximeter-gateway/{request_id.partition(':')[0]}"
+
+
+def given_attributes(tags: Forwarded) -> dict[str, str]:
+    """What the gateway says of a request, without its place in a trace."""
+    return {name: value for name, value in tags.attributes.items() if name != PLACE_ATTRIBUTE}
+
+
+def traceparent_of(tags: Forwarded | None) -> str:
+    """The place in a trace that the gateway gave the request; empty where there is none."""
+    return tags.attributes.get(PLACE_ATTRIBUTE, "") if tags is not None else ""
 
 
 def as_tag(name: str) -> str:
