@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from taximeter_billing import closing
 from taximeter_billing.book import CreditEntryRow, CreditNoteRow, InvoiceRow, SeriesRow, open_book
+from taximeter_billing.declarations import state
 from taximeter_billing.warehouse import UsageReader
 from taximeter_sql import connect
 
@@ -29,7 +30,7 @@ PERIOD = "2026-11"
 
 def work(url: str, clickhouse: str, prepare: Callable[[Engine], None]) -> None:
     """Close and finalize, in small batches so that there is much to cut in between."""
-    closing.BATCH_TENANTS = 2
+    state.BATCH_TENANTS = 2
     book = open_book(url)
     prepare(book)
     client = connect(clickhouse)

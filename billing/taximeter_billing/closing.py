@@ -5,7 +5,7 @@ in one transaction, and what is drafted from the same inputs already is not comp
 it stopped. A tenant for whom something does not agree is parked with the reason; the others go on.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -16,7 +16,7 @@ from taximeter_billing import ledger, parking
 from taximeter_billing.book import InvoiceRow, ParkedRow
 from taximeter_billing.computing import Computed, Extra, Seen, compute_groups, inputs_sha256, look
 from taximeter_billing.credit_notes import LATE, Refund, draft, drop_late_drafts
-from taximeter_billing.declarations.state import Group, State, read_state
+from taximeter_billing.declarations.state import Group, State, in_batches, read_state
 from taximeter_billing.domain.invoice import Invoice
 from taximeter_billing.errors import NotFoundError, PeriodOpenError
 from taximeter_billing.lifecycle import finalize_period, find_invoice, list_invoices, list_parked
@@ -28,9 +28,6 @@ from taximeter_schemas.tenants import Tenant
 __all__ = ["Closed", "close_period", "finalize_period", "find_invoice", "list_invoices", "list_parked"]
 
 Progress = Callable[[str, int, int], None]
-
-BATCH_TENANTS = 100
-"""Tenants that are looked at together and kept in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +88,7 @@ def close_period(
     _check_over(periods, label, now, grace_hours, early)
     closed = Closed()
     done = 0
-    for groups in _batches(state.groups()):
+    for groups in in_batches(state.groups()):
         wanted = [tenant for group in groups for tenant in group.tenants if only in (None, tenant.id)]
         if wanted:
             batch = _look(book, reader, state, groups, wanted, label, now)
@@ -112,18 +109,6 @@ def _check_over(periods: Mapping[str, Period], label: str, now: datetime, grace_
         raise PeriodOpenError(
             f"{label} may be closed from {over:%Y-%m-%d %H:%M} UTC ({grace_hours} h of grace); --early closes it now"
         )
-
-
-def _batches(groups: Iterable[Group]) -> Iterator[list[Group]]:
-    """Whole groups, about BATCH_TENANTS tenants at a time."""
-    batch: list[Group] = []
-    for group in groups:
-        if batch and sum(len(one.tenants) for one in (*batch, group)) > BATCH_TENANTS:
-            yield batch
-            batch = []
-        batch.append(group)
-    if batch:
-        yield batch
 
 
 def _look(

@@ -150,7 +150,7 @@ def compute(
     if rerate is None:
         return compute_groups(reader, state, [(group, wanted)], seen, extra)
     agreed = _agreed(state, [group], seen, extra)
-    spans = _spans([group], seen)
+    spans = spans_of_usage([group], seen)
     computed = Computed()
 
     def settle() -> Settlement:
@@ -178,7 +178,7 @@ def compute_groups(
     every = [group for group, _wanted in groups]
     agreed = _agreed(state, every, seen, extra)
     cuts, takebacks = _cuts(agreed), _takebacks(agreed, seen)
-    spans = _spans(every, seen)
+    spans = spans_of_usage(every, seen)
     fold = UsageFold(reader.client, spans, state.cards, cuts)
     kept = UsageFold(reader.client, _stored_spans([one for one in every if seen.stores(one)], seen), state.cards)
     taken = _taken_back(reader, [span for span in spans if span.tenant in takebacks], takebacks)
@@ -188,7 +188,7 @@ def compute_groups(
 
         def settle(group: Group = group, members: list[str] = members) -> Settlement:
             if not fold.is_small(members):
-                return _event_by_event(reader.rows(_spans([group], seen)), state, group, seen, agreed)
+                return _event_by_event(reader.rows(spans_of_usage([group], seen)), state, group, seen, agreed)
             gathered = fold.gathered(members)
             own = {tenant: takebacks[tenant] for tenant in members if tenant in takebacks}
             for tenant, takeback in own.items():
@@ -271,7 +271,7 @@ def _agreed(state: State, groups: Iterable[Group], seen: Seen, extra: Extra) -> 
     }
 
 
-def _spans(groups: Iterable[Group], seen: Seen) -> list[TenantSpan]:
+def spans_of_usage(groups: Iterable[Group], seen: Seen) -> list[TenantSpan]:
     """The spans of tenants that have usage, as far as it had come when it was looked at."""
     return [
         TenantSpan(tenant.id, seen.periods[tenant.id].start, seen.periods[tenant.id].end, until)

@@ -20,8 +20,9 @@ from taximeter_billing.domain.shapley import Filled, UseClass
 from taximeter_billing.domain.spans import microseconds
 from taximeter_billing.domain.storage import StorageClass, token_times
 from taximeter_billing.domain.storage_lines import Stored, by_line, ttl_us
-from taximeter_billing.domain.usage import Prices, Skus, UnknownPriceError, UsageRow
+from taximeter_billing.domain.usage import Prices, Skus, UnknownPriceError
 from taximeter_billing.domain.waterfall import FillClass, LotClass
+from taximeter_billing.usage_sums import READS, SPANS_A_QUERY, WRITES, UsageSum, folded_rows, summed_usage
 from taximeter_billing.warehouse import TenantSpan
 from taximeter_schemas.cache_policies import (
     CachePolicy,
@@ -32,21 +33,13 @@ from taximeter_schemas.cache_policies import (
     refuse_mixed_prices,
 )
 from taximeter_schemas.periods import Period
-from taximeter_schemas.rate_cards import Price, RateCard
-from taximeter_sql import query
+from taximeter_schemas.rate_cards import RateCard
 
 USES_A_CHUNK = 100_000_000
 """Blocks are folded in parts, one after the other, of about this many uses; that bounds what ClickHouse writes to its disk."""
 
-FOLDED_BYTES_MAX = 400 << 20
-"""Uses are gathered by block in ClickHouse's memory up to this size, and on its disk beyond."""
-
-SPANS_A_QUERY = 1_000
 CELLS_MAX = 5_000
-"""A server takes at most 128 KiB for one parameter of a query: so many tenants, and so many tenants and prices with blocks."""
-
-_READS = ("gpu", "cpu", "disk", "provider")
-_WRITES = ("5m", "1h")
+"""A server takes at most 128 KiB for one parameter of a query: so many tenants and prices with blocks."""
 
 
 @dataclass(slots=True)
@@ -88,9 +81,8 @@ class UsageFold:
         self._spans = {span.tenant: span for span in spans}
         self._prices = Prices(cards)
         self._skus = Skus(self._prices)
-        self._lengths = sorted({band.input_over for card in cards for price in card.prices for band in price.bands})
-        # The first stands for tenants whose period is not cut.
-        self._cuts: dict[str, Sequence[int]] = {"": (), **(cuts or {})}
+        self._cards = cards
+        self._cuts = cuts
         self._read: dict[str, _Held] | None = None
 
     def gathered(self, tenants: Iterable[str]) -> Gathered:
@@ -151,35 +143,24 @@ class UsageFold:
     def _held(self, tenant: str) -> _Held:
         if self._read is None:
             self._read = {name: _Held() for name in self._spans}
-            parameters: dict[str, Any] = {"cut_tenants": list(self._cuts), "cuts": list(map(list, self._cuts.values()))}
-            every = list(self._spans)
-            for first in range(0, len(every), SPANS_A_QUERY):
-                part = every[first : first + SPANS_A_QUERY]
-                for row in self._rows("billing_fold_usage", part, parameters):
-                    held = self._read[row[0]]
-                    try:
-                        self._add(held, row)
-                    except UnknownPriceError as error:
-                        held.fault = error  # of this tenant, and no reason to stop the others
+            for one in summed_usage(self._client, list(self._spans.values()), self._cards, self._cuts):
+                held = self._read[one.sample.tenant]
+                try:
+                    self._add(held, one)
+                except UnknownPriceError as error:
+                    held.fault = error  # of this tenant, and no reason to stop the others
         found = self._read.get(tenant) or _Held()
         if found.fault is not None:
             raise found.fault
         return found
 
-    def _add(self, held: _Held, row: Sequence[Any]) -> None:
-        """Add one row of billing_fold_usage: events of one tenant that have all in common that chooses a price."""
-        tenant, card, feature, model, adapter, operation, service_tier, region, pool, exact, tier = row[:11]
-        segment, cell, length, event, hit, filled, block_uses, events, listed, metered = row[11:21]
-        classes = row[21:]
-        sample = UsageRow(
-            tenant=tenant, feature=feature, model=model, adapter=adapter, operation=operation, service_tier=service_tier,
-            rate_card=card, source="", event_id=event, time_us=0, uncached_input=length, cache_read_gpu=0, cache_read_cpu=0,
-            cache_read_disk=0, cache_read_provider=0, cache_write_5m=0, cache_write_1h=0, output=0, pool=pool, block_size=0,
-            hit_blocks=0, blocks=(), list_pico=0, metered_pico=0, region=region,
-        )  # fmt: skip
+    def _add(self, held: _Held, one: UsageSum) -> None:
+        """Add events of one tenant that have all in common that chooses a price."""
+        sample = one.sample
+        tenant, pool = sample.tenant, sample.pool
         price = self._prices.price(sample)
-        used = held.used[tenant, feature, model, card][segment]
-        used.add(price, _quantities(classes, price), listed, metered, events)
+        used = held.used[tenant, sample.feature, sample.model, sample.rate_card][one.segment]
+        used.add(price, one.quantities(price), one.list_pico, one.metered_pico, one.events)
 
         def tally(tier: str, lifetime: str, **tokens: int) -> str:
             sku = self._skus.sku(sample, tier, lifetime)
@@ -190,15 +171,16 @@ class UsageFold:
             found.count(self._skus.rates[sku], pooled=bool(pool), **tokens)
             return sku
 
-        uncached, reads, writes = classes[0], classes[1:5], classes[5:7]
-        if exact:
-            held.cells[cell] = ((tenant, tally(tier, "", hit=hit, filled=filled, tail=uncached - filled)), pool)
-            held.block_uses += block_uses
+        uncached, reads, writes = one.classes[0], one.classes[1:5], one.classes[5:7]
+        if one.exact:
+            sku = tally(one.tier, "", hit=one.hit, filled=one.filled, tail=uncached - one.filled)
+            held.cells[one.cell] = ((tenant, sku), pool)
+            held.block_uses += one.block_uses
             return
-        for name, tokens in zip(_READS, reads, strict=True):
+        for name, tokens in zip(READS, reads, strict=True):
             if tokens:
                 tally(name, "", cached=tokens)
-        for name, tokens in zip(_WRITES, writes, strict=True):
+        for name, tokens in zip(WRITES, writes, strict=True):
             if tokens:
                 tally("", name, written=tokens)
         if uncached or not any((*reads, *writes)):
@@ -248,22 +230,8 @@ class UsageFold:
     def _rows(
         self, name: str, tenants: Iterable[str], parameters: Mapping[str, Any], over: str = ""
     ) -> Iterator[Sequence[Any]]:
-        between = f",\nepochs AS (\n{query(over)})" if over else ""
-        statement = f"WITH folded AS (\n{query('billing_fold_rows')}){between}\n{query(name)}"
         spans = [self._spans[tenant] for tenant in tenants]
-        read = {
-            "tenants": [span.tenant for span in spans],
-            "starts": [span.start for span in spans],
-            "ends": [span.end for span in spans],
-            "untils": [span.until for span in spans],
-            "lengths": self._lengths,
-        }
-        settings = {"max_bytes_before_external_group_by": FOLDED_BYTES_MAX}
-        with self._client.query_row_block_stream(
-            statement, parameters={**read, **parameters}, settings=settings
-        ) as blocks:
-            for block in blocks:
-                yield from block
+        return folded_rows(self._client, name, spans, self._cards, parameters, over)
 
 
 def _chunks(held: Iterable[_Held], chunks: int | None) -> list[dict[str, int]]:
@@ -274,17 +242,3 @@ def _chunks(held: Iterable[_Held], chunks: int | None) -> list[dict[str, int]]:
 def _tenants_of(group: _Group) -> list[str]:
     """Tenants that have blocks; the others take no part in epochs."""
     return sorted({tenant for tenant, _sku in group.cells.values()})
-
-
-def _quantities(classes: Sequence[int], price: Price) -> dict[str, int]:
-    """What events used by class, as `quantities_of` has it for one of them."""
-    used = {
-        "uncached_input": classes[0],
-        **{f"cache_read_{tier}": tokens for tier, tokens in zip(_READS, classes[1:5], strict=True)},
-        **{f"cache_write_{lifetime}": tokens for lifetime, tokens in zip(_WRITES, classes[5:7], strict=True)},
-        "output": classes[7] - classes[8],
-        "reasoning": classes[8],
-        "request": classes[9],
-    }
-    beside = {"search_unit": classes[10], "gpu_microsecond": classes[11], "adapter_hour": classes[12]}
-    return used | {name: units for name, units in beside.items() if getattr(price, name)}

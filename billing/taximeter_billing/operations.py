@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, make_url
 
 from taximeter_billing import keys
 from taximeter_billing.book import ApiKeyRow, open_book
 from taximeter_billing.declarations import Plan, apply_declarations, plan_file, read_file
 from taximeter_billing.declarations.applying import Publish
+from taximeter_billing.errors import NotFoundError
 from taximeter_billing.settings import BillingSettings
 from taximeter_producers.control import publish
 from taximeter_schemas.control import ControlRecord
@@ -21,7 +22,19 @@ from taximeter_schemas.control import ControlRecord
 
 @contextmanager
 def opened(settings: BillingSettings) -> Iterator[Engine]:
-    """The book of these settings, closed at the end."""
+    """The book of these settings, closed at the end. Raises NotFoundError where there is none yet: only applying makes one."""
+    url = make_url(settings.database_url)
+    if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).exists():
+        raise NotFoundError(
+            f"there is no book at {url.database} (TAXIMETER_DATABASE_URL): `taximeter apply` makes one; for a stack that runs, "
+            "`source data/env.sh`"
+        )
+    with _opened_or_made(settings) as book:
+        yield book
+
+
+@contextmanager
+def _opened_or_made(settings: BillingSettings) -> Iterator[Engine]:
     book = open_book(settings.database_url)
     try:
         yield book
@@ -40,7 +53,7 @@ def publisher(settings: BillingSettings) -> Publish:
 
 def plan_of_file(settings: BillingSettings, path: Path, *, prune: bool = False) -> Plan:
     """What applying the file would change. Raises DeclarationError or FrozenError."""
-    with opened(settings) as book:
+    with _opened_or_made(settings) as book:
         return plan_file(book, path, prune=prune)
 
 
@@ -50,7 +63,7 @@ def apply_file(settings: BillingSettings, path: Path, actor: str, *, prune: bool
     Raises DeclarationError or FrozenError before anything is written, and ControlError when all is recorded but the log does
     not answer: then the next apply, or the billing service, publishes it.
     """
-    with opened(settings) as book:
+    with _opened_or_made(settings) as book:
         return apply_declarations(
             book, read_file(path), actor, datetime.now(UTC), publisher(settings), prune=prune
         ).plan

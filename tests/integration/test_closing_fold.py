@@ -16,10 +16,12 @@ from taximeter_billing.book import open_book
 from taximeter_billing.computing import Extra, compute, compute_groups, look
 from taximeter_billing.declarations import apply_declarations, read_mapping
 from taximeter_billing.declarations.state import State, read_state
+from taximeter_billing.domain.margin import Costs, OneEvent, margins_of
 from taximeter_billing.domain.parcels import components
 from taximeter_billing.domain.quantities import quantities_of
 from taximeter_billing.domain.usage import Prices, UsageRow
 from taximeter_billing.ledger import instances
+from taximeter_billing.margins import margins_of_month
 from taximeter_billing.warehouse import UsageReader
 from taximeter_schemas.periods import billing_month
 from taximeter_sql import connect, migrate
@@ -184,3 +186,31 @@ def test_what_clickhouse_adds_up_is_invoiced_to_the_byte(
         assert f'"kind":"{kind}"' in said
     for counted in ("search_unit", "gpu_microsecond", "adapter_hour", "reasoning", "cache_write_5m"):
         assert f'"class":"{counted}"' in said
+
+
+def test_margins_from_sums_are_those_from_events(book: Engine, warehouse: Client) -> None:
+    costs = [
+        {"id": "provider", "version": 1, "effective_from": "2026-11-07T00:00:00Z",
+         "prices": [{**_PLAIN, "request": "0.0001", "bands": [{"input_over": 80, "uncached_input": "2"}]},
+                    {"model": "n", "region": "eu", "uncached_input": "3", "output": "9"}]},
+        {"id": "provider", "version": 2, "effective_from": "2026-11-18T01:02:03.000004Z",
+         "prices": [{**_PLAIN, "uncached_input": "1", "adapter": "tuned", "search_unit": "0.001", "reasoning": "7"}]},
+        {"id": "gpus", "version": 1, "effective_from": "2026-11-10T00:00:00Z",
+         "prices": [{"model": "m", "uncached_input": "0", "output": "0", "gpu_second": "0.001", "adapter_hour": "0.01"}]},
+    ]  # fmt: skip
+    content = {**declared({"kind": "shapley_use"}), "cost_cards": costs}
+    apply_declarations(book, read_mapping(content), "tester", datetime(2026, 1, 2, tzinfo=UTC), publish)
+    with Session(book) as session:
+        state = read_state(session)
+    dice = random.Random(11)
+    rows = [event(dice, number) for number in range(500)]
+    insert(warehouse, rows, Prices(state.cards), {})
+    reader = UsageReader(warehouse)
+    found = margins_of_month(book, reader, PERIOD).margins
+    seen = look(reader, state.tenants.values(), PERIOD, cards=state.cards)
+    groups = [(group, {tenant.id for tenant in group.tenants}) for group in state.groups()]
+    charges = compute_groups(reader, state, groups, seen).charges
+    in_month = [row for row in rows if seen.periods[row.tenant].start.timestamp() * 1e6 <= row.time_us]
+    one_by_one = margins_of(charges, map(OneEvent, in_month), Costs(state.cost_cards), "USD")
+    assert found == one_by_one
+    assert sum(margin.uncosted for margin in found.values()) > 0

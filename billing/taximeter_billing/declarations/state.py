@@ -1,7 +1,7 @@
 """What is declared, as billing uses it: now, or as it was when an invoice was computed."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from taximeter_schemas.cache_policies import DEFAULT_CACHE_POLICY, CachePolicy, 
 from taximeter_schemas.control import ControlKind
 from taximeter_schemas.rate_cards import RateCard
 from taximeter_schemas.tenants import Tenant
+
+BATCH_TENANTS = 100
+"""Tenants that are looked at together, and kept in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,18 @@ class State:
     def by_tenant(self) -> dict[str, Group]:
         """Each tenant's group."""
         return {tenant.id: group for group in self.groups() for tenant in group.tenants}
+
+
+def in_batches(groups: Iterable[Group]) -> Iterator[list[Group]]:
+    """Whole groups, about BATCH_TENANTS tenants at a time."""
+    batch: list[Group] = []
+    for group in groups:
+        if batch and sum(len(one.tenants) for one in (*batch, group)) > BATCH_TENANTS:
+            yield batch
+            batch = []
+        batch.append(group)
+    if batch:
+        yield batch
 
 
 def state_of(session: Session, invoice: InvoiceRow) -> State:

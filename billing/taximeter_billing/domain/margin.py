@@ -8,13 +8,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Literal, Protocol
 
 from taximeter_billing.domain.charges import Charges
 from taximeter_billing.domain.parcels import unit_price
 from taximeter_billing.domain.quantities import quantities_of
+from taximeter_billing.domain.spans import microseconds
 from taximeter_billing.domain.usage import UsageRow
-from taximeter_schemas.rate_cards import RateCard, card_at
+from taximeter_schemas.rate_cards import Price, RateCard, card_at
 from taximeter_schemas.rating import find_price
 
 Key = tuple[str, str, str]
@@ -45,16 +46,57 @@ class Margin:
         return self.margin_pico < 0
 
 
+class Usage(Protocol):
+    """Events that have in common all that chooses a price, and the version of each cost card that holds at their time."""
+
+    @property
+    def sample(self) -> UsageRow:
+        """What they have in common, and the time and the length of the input of one of them."""
+        ...
+
+    @property
+    def events(self) -> int:
+        """How many."""
+        ...
+
+    def quantities(self, price: Price) -> Mapping[str, int]:
+        """What they used by class, as the price asks for it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OneEvent:
+    """Usage that is one event."""
+
+    sample: UsageRow
+    events: int = 1
+
+    def quantities(self, price: Price) -> Mapping[str, int]:
+        """What it used."""
+        return quantities_of(self.sample, price)
+
+
 class Costs:
-    """Prices events by cost cards, each by the version that holds at the event's time."""
+    """Prices usage by cost cards, each by the version that holds at its time. Prices are linear, so sums cost what events do."""
 
     def __init__(self, cards: Iterable[RateCard]) -> None:
         self._cards: dict[str, list[RateCard]] = defaultdict(list)
         for card in cards:
             self._cards[card.id].append(card)
 
-    def cost_pico(self, row: UsageRow, currency: str) -> int | None:
-        """What the event cost in that currency, or None when no card says."""
+    @property
+    def cards(self) -> list[RateCard]:
+        """All of them."""
+        return [card for cards in self._cards.values() for card in cards]
+
+    @property
+    def cuts(self) -> list[int]:
+        """The moments, in microseconds since the epoch, at which a version begins to hold."""
+        return sorted({microseconds(card.effective_from) for card in self.cards})
+
+    def cost_pico(self, used: Usage, currency: str) -> int | None:
+        """What it cost in that currency, or None when no card says."""
+        row = used.sample
         found: int | None = None
         moment = _EPOCH + timedelta(microseconds=row.time_us)
         for card_id, cards in self._cards.items():
@@ -62,13 +104,13 @@ class Costs:
             price = find_price(card, row) if card is not None and card.currency == currency else None
             if price is not None:
                 reached = price.for_length(row.input_tokens)
-                used = quantities_of(row, reached)
-                found = (found or 0) + sum(unit_price(reached, kind) * count for kind, count in used.items())
+                quantities = used.quantities(reached)
+                found = (found or 0) + sum(unit_price(reached, kind) * count for kind, count in quantities.items())
         return found
 
 
 def margins_of(
-    charges: Mapping[str, Charges], rows: Iterable[UsageRow], costs: Costs, currency: str
+    charges: Mapping[str, Charges], usage: Iterable[Usage], costs: Costs, currency: str
 ) -> dict[Key, Margin]:
     """Margins of the tenants of one currency. Revenue is what is owed before credits, which are paid for elsewhere."""
     found: dict[Key, Margin] = {}
@@ -81,15 +123,15 @@ def margins_of(
             by_line += standing.left_pico
         if rest := owed.owed_pico - by_line:
             found[tenant, "", ""] = Margin(currency, revenue_pico=rest)
-    for row in rows:
-        key = (row.tenant, row.feature, row.model)
+    for used in usage:
+        key = (used.sample.tenant, used.sample.feature, used.sample.model)
         so_far = found.get(key, Margin(currency))
-        cost = costs.cost_pico(row, currency)
+        cost = costs.cost_pico(used, currency)
         found[key] = replace(
             so_far,
             cost_pico=so_far.cost_pico + (cost or 0),
-            events=so_far.events + 1,
-            uncosted=so_far.uncosted + (cost is None),
+            events=so_far.events + used.events,
+            uncosted=so_far.uncosted + (used.events if cost is None else 0),
         )
     return found
 

@@ -1,11 +1,12 @@
 -- What has each tenant used in each cache pool, by invoice line, span and what chooses its price, and what did its events cost? An
--- example of the input's length finds the price, and one of an event names what has none. Over the rows of billing_fold_rows. Parameters also: cut_tenants, cuts (for each of
--- these tenants the moments, in microseconds since the epoch, at which its period is cut into spans).
+-- example of the input's length finds the price, one of an event names what has none, and the first time says in which span it is.
+-- Over the rows of billing_fold_rows. Parameters also: cut_tenants, cuts (for each of these tenants, the first for all others, the
+-- moments, in microseconds since the epoch, at which its period is cut into spans).
 SELECT
     tenant, rate_card, feature, model, adapter, operation, service_tier, region, pool, exact, tier,
     arrayCount(cut -> time_us >= cut, {cuts:Array(Array(Int64))}[toUInt32(transform(
         tenant, {cut_tenants:Array(String)}, range(1, toUInt32(length({cut_tenants:Array(String)}) + 1)), toUInt32(1)))]) AS segment,
-    any(cell), any(input_tokens), any(event_id),
+    any(cell), any(input_tokens), any(event_id), min(time_us),
     sum(if(exact, toUInt64(hit_blocks) * block_size, 0)) AS hit_tokens,
     sum(if(exact, toUInt64(filled_blocks) * block_size, 0)) AS filled_tokens,
     sum(if(exact, toUInt64(hit_blocks) + filled_blocks, 0)) AS block_uses,
