@@ -133,7 +133,7 @@ def describe(error: ValidationError, faults_max: int = 3) -> str:
     """The first faults of a ValidationError in one line, each with where it is."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     told = [
-        "/".join(str(part) for part in fault["loc"]) + ": " + fault["msg"].removeprefix("Value error, ")
+        ": ".join(filter(None, ("/".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, "))))
         for fault in faults[:faults_max]
     ]
     more = len(faults) - len(told)

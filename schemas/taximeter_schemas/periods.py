@@ -47,8 +47,8 @@ def zone(name: str) -> ZoneInfo:
 
 
 def billing_month(label: str, time_zone: str) -> Period:
-    """The month "YYYY-MM" in that time zone. Raises PeriodError when the label is not a month."""
-    if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", label) or label.startswith("0000"):
+    """The month "YYYY-MM" in that time zone. Raises PeriodError when the label is not a month of 1970 to 2199."""
+    if not re.fullmatch(r"(19[7-9]|2[01][0-9])[0-9]-(0[1-9]|1[0-2])", label):
         raise PeriodError(f"not a month (YYYY-MM): {label!r}")
     first = date(int(label[:4]), int(label[5:]), 1)
     return _span(label, first, _next_month(first), zone(time_zone))

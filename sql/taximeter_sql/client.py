@@ -1,5 +1,6 @@
 """Connects to ClickHouse: a server, a cluster's node, or the embedded engine behind the same HTTP interface."""
 
+import socket
 from urllib.parse import urlsplit
 
 import clickhouse_connect
@@ -23,7 +24,17 @@ def connect(url: str) -> Client:
             client.command("CREATE DATABASE IF NOT EXISTS {database:Identifier}", parameters={"database": database})
         return _client(url, database)
     except (ClickHouseError, OSError) as error:
-        raise WarehouseError(f"ClickHouse at {parts.hostname}:{parts.port} does not answer: {error}") from error
+        raise WarehouseError(f"ClickHouse at {parts.hostname}:{parts.port} does not answer: {_said(error)}") from error
+
+
+def _said(error: BaseException) -> str:
+    """What the system said at the bottom of the client's error ("Connection refused"), or the error's own text."""
+    one: BaseException | None = error
+    while one is not None:
+        if isinstance(one, ConnectionError | TimeoutError | socket.gaierror) and one.strerror:
+            return str(one.strerror)
+        one = one.__cause__ or one.__context__
+    return str(error)
 
 
 def _client(url: str, database: str) -> Client:

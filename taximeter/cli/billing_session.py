@@ -7,11 +7,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
-from taximeter_billing.errors import BillingError
+from taximeter_billing.declarations.applying import current
+from taximeter_billing.errors import BillingError, NotFoundError
 from taximeter_billing.operations import opened
 from taximeter_billing.settings import BillingSettings
 from taximeter_billing.warehouse import UsageReader
+from taximeter_schemas.control import ControlKind
 from taximeter_schemas.errors import SchemaError
 from taximeter_sql import WarehouseError, connect
 
@@ -25,6 +28,13 @@ def book_and_usage(settings: BillingSettings) -> Iterator[tuple[Engine, UsageRea
             yield book, UsageReader(client)
         finally:
             client.close()
+
+
+def known_tenant(book: Engine, tenant: str | None) -> None:
+    """A name that nobody declared would find nothing, and nothing looks like good news. Raises NotFoundError."""
+    with Session(book) as session:
+        if tenant is not None and (ControlKind.TENANT, tenant) not in current(session):
+            raise NotFoundError(f"no tenant is called {tenant!r}")
 
 
 @contextmanager

@@ -68,13 +68,20 @@ def _parts(found: Explanation) -> Iterator[Table | Text]:
 
 def _components(line: Mapping[str, Any], currency: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("price of")
-    table.add_column("class")
-    for head in ("quantity", f"x pico-{currency}", "= amount", "without cache"):
-        table.add_column(head, justify="right")
+    # Folded, not cut: what an auditor adds up must be there in whole, however narrow the terminal.
+    for head in ("price of", "class"):
+        table.add_column(head, overflow="fold")
+    for head in ("quantity", f"x pico-{currency}", f"= {currency}", "without cache"):
+        table.add_column(head, justify="right", overflow="fold")
     for part in line["receipt"]["components"]:
-        amounts = [format_pico(int(part[name]), currency) for name in ("amount_pico", "list_pico")]
-        table.add_row(part["price"], part["class"], f"{part['quantity']:,}", f"{int(part['price_pico']):,}", *amounts)
+        amounts = [_bare(int(part[name]), currency) for name in ("amount_pico", "list_pico")]
+        table.add_row(
+            part["price"].replace(" ", "\n"),
+            part["class"],
+            f"{part['quantity']:,}",
+            f"{int(part['price_pico']):,}",
+            *amounts,
+        )
     return table
 
 
@@ -101,15 +108,20 @@ def _events(found: Explanation) -> Table:
     rest = found.events_all - len(found.events)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{found.events_all:,} events", title_justify="left")
     table.caption = f"and {rest:,} more" if rest else None
-    for head in ("time", "event"):
-        table.add_column(head)
-    for head in ("uncached", "cached", "written", "output", "list", "metered"):
-        table.add_column(head, justify="right")
+    for head in ("time (UTC)", "event"):
+        table.add_column(head, overflow="fold")
+    for head in ("input", "cached", "written", "output", "list", "metered"):
+        table.add_column(head, justify="right", overflow="fold")
     for row in found.events:
         counts = (row.uncached_input, sum(row.reads.values()), sum(row.writes.values()), row.output)
-        amounts = (format_pico(pico, found.invoice.currency) for pico in (row.list_pico, row.metered_pico))
-        table.add_row(_time(row), row.event_id, *(f"{count:,}" for count in counts), *amounts)
+        amounts = (_bare(pico, found.invoice.currency) for pico in (row.list_pico, row.metered_pico))
+        table.add_row(_time(row).replace(" ", "\n"), row.event_id, *(f"{count:,}" for count in counts), *amounts)
     return table
+
+
+def _bare(amount_pico: int, currency: str) -> str:
+    """An amount without its currency, for a table that names it once."""
+    return format_pico(amount_pico, currency).removesuffix(f" {currency}")
 
 
 def _time(row: UsageRow) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from taximeter.cli.billing_session import errors_for_people
+from taximeter.cli.months import month
 from taximeter_billing.exports import ExportFormat
 from taximeter_billing.exports.from_book import export_invoice, export_period
 from taximeter_billing.operations import opened
@@ -15,7 +16,9 @@ from taximeter_billing.settings import BillingSettings
 
 def command(
     invoice: Annotated[str | None, typer.Argument(help="An invoice's number, or TENANT/PERIOD.")] = None,
-    period: Annotated[str | None, typer.Option("--period", help="All invoices of this month, as YYYY-MM.")] = None,
+    period: Annotated[
+        str | None, typer.Option("--period", callback=month, help="All invoices of this month, as YYYY-MM.")
+    ] = None,
     form: Annotated[ExportFormat, typer.Option("--format", help="A month is csv or focus.")] = ExportFormat.PDF,
     out: Annotated[Path | None, typer.Option("--out", help="The file; standard output without it.")] = None,
     drafts: Annotated[bool, typer.Option("--drafts", help="The month's drafts too.")] = False,

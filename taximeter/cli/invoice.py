@@ -14,23 +14,22 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from taximeter.cli.apply import actor
+from taximeter.cli.billing_session import errors_for_people, known_tenant
 from taximeter.cli.invoice_view import invoice_tables
+from taximeter.cli.months import Month, OnlyMonth
 from taximeter_billing.book import InvoiceRow
 from taximeter_billing.closing import close_period, finalize_period, find_invoice, list_invoices, list_parked
 from taximeter_billing.credit_notes import give_back, list_notes
-from taximeter_billing.errors import BillingError
 from taximeter_billing.lifecycle import CREDIT_NOTES, review, void_invoice
 from taximeter_billing.operations import opened
 from taximeter_billing.payments.errors import PaymentError
 from taximeter_billing.settings import BillingSettings
 from taximeter_billing.warehouse import UsageReader
-from taximeter_schemas.errors import SchemaError
 from taximeter_schemas.money import currency_exponent, format_pico
-from taximeter_sql import WarehouseError, connect
+from taximeter_sql import connect
 
 app = typer.Typer(help="Invoices: close a month, look, finalize, push to Stripe.", no_args_is_help=True)
 
-Month = Annotated[str, typer.Option("--period", help="The month, as YYYY-MM.")]
 OnlyTenant = Annotated[str | None, typer.Option("--tenant", help="This tenant only.")]
 
 
@@ -85,6 +84,7 @@ def finalize(
     """Finalize the month's drafts with gapless numbers. Nothing finalized changes; doing it again does nothing."""
     settings = BillingSettings()
     with errors_for_people(), opened(settings) as book:
+        known_tenant(book, tenant)
         rows = finalize_period(
             book, period, settings.invoice_series, datetime.now(UTC), tenant, reviewed_only=reviewed_only
         )
@@ -129,7 +129,7 @@ def credit(
 
 
 @app.command()
-def notes(period: Annotated[str | None, typer.Option("--period", help="This month only.")] = None) -> None:
+def notes(period: OnlyMonth = None) -> None:
     """Credit notes, drafts included."""
     with errors_for_people(), opened(BillingSettings()) as book:
         rows = list_notes(book, period)
@@ -141,7 +141,7 @@ def notes(period: Annotated[str | None, typer.Option("--period", help="This mont
 
 
 @app.command("list")
-def list_all(period: Annotated[str | None, typer.Option("--period", help="This month only.")] = None) -> None:
+def list_all(period: OnlyMonth = None) -> None:
     """All invoices, drafts included, and parked tenants with the reason."""
     with errors_for_people(), opened(BillingSettings()) as book:
         rows, parked = list_invoices(book, period), list_parked(book, period)
@@ -167,6 +167,7 @@ def push(period: Month, tenant: OnlyTenant = None) -> None:
 
     settings, failed = BillingSettings(), 0
     with errors_for_people(), opened(settings) as book:
+        known_tenant(book, tenant)
         for row, result in push_period(book, settings, period, tenant):
             if isinstance(result, PaymentError):
                 failed += 1
@@ -192,18 +193,8 @@ def _reader(settings: BillingSettings) -> Iterator[UsageReader]:
         client.close()
 
 
-@contextmanager
-def errors_for_people() -> Iterator[None]:
-    """Expected errors are one line and exit status 2; anything else crashes loudly."""
-    try:
-        yield
-    except (BillingError, SchemaError, WarehouseError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-
-
 def _bar() -> Progress:
-    return Progress(SpinnerColumn(), TextColumn("{task.description}"), transient=True)
+    return Progress(SpinnerColumn(), TextColumn("{task.description}"), transient=True, console=Console(stderr=True))
 
 
 def invoices_table(rows: list[InvoiceRow]) -> Table:

@@ -1,24 +1,21 @@
-"""The `taximeter` command. One file a command group; a group whose extra is not installed says how to get it."""
+"""The `taximeter` command. One file a command group, imported when it is asked for; a group whose extra is not installed says how
+to get it."""
 
 import importlib
+import logging
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
 
+from taximeter.cli.told_errors import told
 from taximeter.embedded.services import BY_NAME
 
-app = typer.Typer(
-    name="taximeter",
-    help="Metering and billing for multi-tenant LLM inference: exact usage, held budgets, provable invoices.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
-
-# Command group (module of taximeter.cli) and the extra that it needs.
+# Command (module of taximeter.cli) and the extra that it needs, in the order of --help.
 _COMMANDS = {
     "up": "embedded",
     "demo": "embedded",
@@ -49,6 +46,48 @@ _GROUPS = {
 console = Console(stderr=True)
 
 
+class Commands(TyperGroup):
+    """Imports a command's file when it is called, for each brings its service's packages along; tells errors in one line."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All commands, installed or not."""
+        return [*super().list_commands(ctx), *_COMMANDS, *_GROUPS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, None when there is none."""
+        if cmd_name in _COMMANDS or cmd_name in _GROUPS:
+            return _imported(cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it. What a person can mend is told, with exit status 2; anything else crashes loudly."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            line = told(error)
+            if line is None:
+                raise
+            console.print(f"[red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="taximeter",
+    help="Metering and billing for multi-tenant LLM inference: exact usage, held budgets, provable invoices.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _several() -> None:
+    # With one registered command alone, typer would make it the program.
+    # ClickHouse's client logs what it raises; here the error is told, once.
+    logging.getLogger("clickhouse_connect").addHandler(logging.NullHandler())
+
+
 @app.command()
 def run(service: Annotated[str, typer.Argument(help="One of: " + ", ".join(sorted(BY_NAME)))]) -> None:
     """Run one service in this process, configured by TAXIMETER_... variables (see docs/reference/settings.md)."""
@@ -59,22 +98,24 @@ def run(service: Annotated[str, typer.Argument(help="One of: " + ", ".join(sorte
     importlib.import_module(f"{entry.module}.__main__").main()
 
 
-def _register() -> None:
-    """Add every command whose extra is installed; the others tell what to install."""
-    for name, extra in {**_COMMANDS, **_GROUPS}.items():
-        try:
-            module = importlib.import_module(f"taximeter.cli.{name.replace('-', '_')}")
-        except ModuleNotFoundError as missing:
-            if (missing.name or "").startswith("taximeter.cli"):
-                raise
-            app.command(name, help=f"(needs: pip install 'taximeter\\[{extra}]')")(
-                _needs(extra, missing.name or "a module")
-            )
-            continue
-        if name in _GROUPS:
-            app.add_typer(module.app, name=name)
-        else:
-            app.command(name)(module.command)
+def _imported(name: str) -> Any:
+    """A command or a group of them. Where its extra is missing, a command that says so."""
+    extra = {**_COMMANDS, **_GROUPS}[name]
+    alone = typer.Typer(add_completion=False)
+    try:
+        module = importlib.import_module(f"taximeter.cli.{name.replace('-', '_')}")
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").startswith("taximeter.cli"):
+            raise
+        lacks = _needs(extra, missing.name or "a module")
+        settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+        alone.command(name, help=f"(needs: pip install 'taximeter\\[{extra}]')", context_settings=settings)(lacks)
+        return typer.main.get_command(alone)
+    if name in _GROUPS:
+        module.app.info.name = name
+        return typer.main.get_group(module.app)
+    alone.command(name)(module.command)
+    return typer.main.get_command(alone)
 
 
 def _needs(extra: str, missing: str) -> Callable[[], None]:
@@ -83,9 +124,6 @@ def _needs(extra: str, missing: str) -> Callable[[], None]:
         raise typer.Exit(2)
 
     return tell
-
-
-_register()
 
 
 def run_cli() -> None:

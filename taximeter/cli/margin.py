@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from taximeter.cli.billing_session import book_and_usage, errors_for_people
+from taximeter.cli.billing_session import book_and_usage, errors_for_people, known_tenant
+from taximeter.cli.months import month
 from taximeter_billing.alerting import alert_negative_margins
 from taximeter_billing.domain.margin import By, Margin, summed
 from taximeter_billing.margins import margins_of_month
@@ -22,7 +23,7 @@ _PLACES = 4
 
 
 def command(
-    period: Annotated[str, typer.Option("--period", help="The month, as YYYY-MM; it may be running.")],
+    period: Annotated[str, typer.Option("--period", callback=month, help="The month, as YYYY-MM; it may be running.")],
     by: Annotated[str, typer.Option(help="tenant, feature or model.")] = "tenant",
     tenant: Annotated[str | None, typer.Option("--tenant", help="This tenant only.")] = None,
     alert: Annotated[
@@ -35,6 +36,7 @@ def command(
     grouping = _grouping(by)
     settings = BillingSettings()
     with errors_for_people(), book_and_usage(settings) as (book, reader):
+        known_tenant(book, tenant)
         found = margins_of_month(book, reader, period, tenant)
         if alert and found.negative:
             alert_negative_margins(settings.kafka_bootstrap_servers, period, found.negative, datetime.now(UTC))

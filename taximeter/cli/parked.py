@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from taximeter.cli.months import OnlyMonth
 from taximeter.cli.reconcile import errors_for_people
 from taximeter_billing.closing import list_parked
 from taximeter_billing.operations import opened
@@ -23,7 +24,7 @@ app = typer.Typer(
 
 @app.command("list")
 def list_all(
-    period: Annotated[str | None, typer.Option("--period", help="This month only, as YYYY-MM.")] = None,
+    period: OnlyMonth = None,
 ) -> None:
     """Who is parked, for which month, and why. "every" stands for what `taximeter reconcile --every` found."""
     with errors_for_people(), opened(BillingSettings()) as book:

@@ -49,7 +49,7 @@ def genai(
     model: Models = None,
     quantize: Quantize = False,
 ) -> None:
-    """The same from the installed genai-prices package (pip install 'taximeter[prices]')."""
+    """The same from the installed genai-prices package (the extra `prices`)."""
     with errors_for_people():
         try:
             found = from_genai_prices(

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from taximeter.cli.billing_session import known_tenant
 from taximeter.cli.reconcile_view import report_tables
 from taximeter.mending.payloads import PayloadsError
 from taximeter.mending.rejected import PlaceError
@@ -22,6 +23,7 @@ from taximeter.reconcile.moments import MomentError, moment_of
 from taximeter.reconcile.run import reconcile_all
 from taximeter.reconcile.scope import Pace, Progress, Scope
 from taximeter_billing.errors import BillingError
+from taximeter_billing.operations import opened
 from taximeter_billing.settings import BillingSettings
 from taximeter_producers.errors import ControlError
 from taximeter_producers.health import HealthServer
@@ -86,6 +88,9 @@ def command(
             run_as_job(settings, scope, pace, every * 60, repair=repair, port=port)
         return
     with errors_for_people(), progress_line() as progress:
+        if tenant is not None:
+            with opened(settings) as book:
+                known_tenant(book, tenant)
         if park:
             look_and_park(settings, scope(), pace, repair=repair, progress=progress)
         report = reconcile_all(settings, scope(), pace, repair=repair, progress=progress)

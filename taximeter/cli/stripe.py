@@ -11,8 +11,11 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from taximeter.cli.invoice import errors_for_people, minor
+from taximeter.cli.billing_session import errors_for_people
+from taximeter.cli.invoice import minor
+from taximeter.cli.months import OnlyMonth, month
 from taximeter_billing.closing import list_invoices
+from taximeter_billing.errors import NotFoundError
 from taximeter_billing.metering import SETTLE_MINUTES, Count, export_usage
 from taximeter_billing.operations import opened
 from taximeter_billing.pushing import compare_pushed
@@ -31,7 +34,7 @@ console = Console()
 
 @app.command()
 def reconcile(
-    period: Annotated[str | None, typer.Option("--period", help="This month only, as YYYY-MM.")] = None,
+    period: OnlyMonth = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Compare every pushed invoice with Stripe's by total and lines, and note how its payment stands.
@@ -75,7 +78,9 @@ def payments(numbers: Annotated[list[str], typer.Argument(help="Numbers of invoi
     """How the payment of these invoices stood when Stripe was asked last."""
     with errors_for_people(), opened(BillingSettings()) as book:
         found = payments_of(book, numbers)
-        currencies = {row.number: row.currency for row in list_invoices(book)}
+        currencies = {row.number: row.currency for row in list_invoices(book) if row.number}
+        if unknown := [number for number in numbers if number not in currencies]:
+            raise NotFoundError(f"no invoice is called {', '.join(map(repr, unknown))}; name the numbers of final ones")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("invoice", "payment", "paid", "remaining", "credited", "asked (UTC)"):
         table.add_column(name)
@@ -114,7 +119,9 @@ def events(
 
 @app.command("meter-events")
 def meter_events(
-    period: Annotated[str, typer.Option("--period", help="The month of the usage, as YYYY-MM; it may be running.")],
+    period: Annotated[
+        str, typer.Option("--period", callback=month, help="The month of the usage, as YYYY-MM; it may be running.")
+    ],
     meter: Annotated[str, typer.Option("--meter", help="The event_name of the meter in Stripe.")],
     count: Annotated[
         str, typer.Option("--count", help="What it counts: input, output, tokens or requests.")

@@ -13,7 +13,8 @@ from rich.table import Table
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from taximeter.cli.billing_session import book_and_usage, errors_for_people
+from taximeter.cli.billing_session import book_and_usage, errors_for_people, known_tenant
+from taximeter.cli.months import Month
 from taximeter_billing.declarations.prices import read_rate_card
 from taximeter_billing.declarations.state import read_state
 from taximeter_billing.declarations.yaml_file import load
@@ -28,7 +29,7 @@ _PLACES = 4
 
 
 def command(
-    period: Annotated[str, typer.Option("--period", help="The month, as YYYY-MM.")],
+    period: Month,
     rate_card: Annotated[
         str | None, typer.Option("--rate-card", help="A declared version (standard@2), or a YAML file with one card.")
     ] = None,
@@ -42,12 +43,16 @@ def command(
     if rate_card is None and policy is None:
         raise typer.BadParameter("name a --rate-card or a --policy")
     with errors_for_people(), book_and_usage(BillingSettings()) as (book, reader):
+        known_tenant(book, tenant)
         card = _card(book, rate_card) if rate_card else None
         found = what_if(book, reader, period, card=card, policy=_policy(book, policy) if policy else None, only=tenant)
     if as_json:
         print(json.dumps(_as_json(found), indent=2))
         return
     console = Console()
+    if not found.differences and not found.blocked:
+        console.print(f"nothing was used in {period}", highlight=False)
+        return
     console.print(_table(found))
     for name, reason in found.blocked.items():
         console.print(f"[yellow]cannot be said: {name}: {escape(reason)}[/]", highlight=False, soft_wrap=True)
