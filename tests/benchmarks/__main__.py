@@ -1,6 +1,7 @@
 """`python -m tests.benchmarks`: measures the metering path and prints its table as Markdown.
 
-`--write` puts the table into docs/benchmarks.md as well. Progress goes to standard error. Needs java and mvn (Apache Kafka).
+`--write` puts the tables into docs/benchmarks.md and docs/scale.md as well. Progress goes to standard error. Needs java and mvn
+(Apache Kafka).
 """
 
 import argparse
@@ -13,15 +14,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from taximeter_schemas import UsageEvent, wire
-from tests.benchmarks import emitting, latency, processes, report, throughput
+from tests.benchmarks import adding_up, emitting, latency, processes, report, throughput
 from tests.benchmarks.preloaded import CACHE
 from tests.benchmarks.progress import note
 from tests.benchmarks.stand import Candidate, Stand
 from tests.benchmarks.throughput import Sizes
 
-_PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+_DOCS = Path(__file__).parents[2] / "docs"
 CANDIDATES = "limit,ours,ours (no kernel),faust,quixstreams"
-SECTIONS = ("throughput", "flat", "workers", "latency", "emit")
+SECTIONS = ("throughput", "flat", "workers", "latency", "emit", "adding")
+_PAGES = {"adding": "scale.md"}
+"""Where a section's table stands; all others in benchmarks.md."""
 
 
 def main() -> None:
@@ -40,7 +43,7 @@ def main() -> None:
         "--nice", type=int, default=0, help="raise the priority by that much: for a machine that others use too"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON instead")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/")
     options = parser.parse_args()
     if options.nice:
         processes.PREFERENCE = options.nice
@@ -57,7 +60,9 @@ def main() -> None:
     table = report.render(found, report.machine())
     print(table)
     if options.write:
-        _PAGE.write_text(report.replaced(_PAGE.read_text(), found, table))
+        for name in found:
+            page = _DOCS / _PAGES.get(name, "benchmarks.md")
+            page.write_text(report.replaced(page.read_text(), [name], table))
 
 
 def _sizes(options: argparse.Namespace) -> Sizes:
@@ -91,16 +96,28 @@ def _flat(folder: Path, options: argparse.Namespace) -> object:
 
 def _workers(folder: Path, options: argparse.Namespace) -> object:
     """One, two and four workers on four partitions: throughput by the CPU time of an event."""
-    sizes = _sizes(options)
-    found = {}
+    found, log_bytes, row_bytes = _at_once(folder, _sizes(options).events, options.quick)
+    return {"workers": found, "log_bytes": log_bytes, "row_bytes": row_bytes}
+
+
+def _at_once(folder: Path, events: int, quick: bool) -> tuple[dict[str, object], float, float]:
+    """What was measured of each number of workers, and the bytes of an event in the log and in ClickHouse."""
+    folder.mkdir(exist_ok=True)
+    found: dict[str, object] = {}
     with Stand(folder, partitions=4) as stand:
-        stand.fill(sizes.events)
-        for count in (1, 2) if options.quick else (1, 2, 4):
+        stand.fill(events)
+        for count in (1, 2) if quick else (1, 2, 4):
             candidate = Candidate("meter", [sys.executable, "-m", "taximeter_streams.meter"], workers=count)
             found[str(count)] = asdict(stand.measure(candidate))
             note(f"{count} workers: {found[str(count)]}")
-        sizes_found = {"log_bytes": stand.log_bytes(), "row_bytes": stand.row_bytes}
-    return {"workers": found, **sizes_found}
+        return found, stand.log_bytes(), stand.row_bytes
+
+
+def _adding(folder: Path, options: argparse.Namespace) -> object:
+    """One worker at a time among more and more members of its group; then many at once, simulated."""
+    members, events, rushes = ((1, 2), 2_000, 1) if options.quick else ((1, 2, 4, 8), 100_000, 3)
+    beside = adding_up.figures(folder, members, options.events or events, options.runs or rushes)
+    return {"beside": beside, "at_once": _at_once(folder / "at-once", options.events or 4 * events, options.quick)[0]}
 
 
 def _latency(folder: Path, options: argparse.Namespace) -> object:
@@ -134,6 +151,7 @@ _RUN: dict[str, Callable[[Path, argparse.Namespace], object]] = {
     "workers": _workers,
     "latency": _latency,
     "emit": _emit,
+    "adding": _adding,
 }
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of the process and its children so far, all threads, user and system."""
-    return sum(sum(map(int, fields[11:13])) / _TICKS for one in tree(pid) if (fields := _fields(one)))
+    """CPU time of the process and its children so far, all threads, user and system; also of children that have ended."""
+    return sum(sum(map(int, fields[11:15])) / _TICKS for one in tree(pid) if (fields := _fields(one)))
 
 
 def peak_megabytes(pid: int) -> float:
@@ -60,7 +60,7 @@ def prefer(pid: int, nice: int) -> None:
 
 
 def _fields(pid: int) -> list[str]:
-    """/proc/PID/stat behind the command's name: state, parent, ..., utime (11), stime (12)."""
+    """/proc/PID/stat behind the command's name: state, parent, ..., utime (11), stime (12), and those of children."""
     try:
         return (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()
     except (OSError, IndexError):

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks import adding_up
+
 
 def machine() -> str:
     """What it ran on."""
@@ -27,9 +29,9 @@ def render(found: Mapping[str, Any], on: str) -> str:
     return "\n\n".join(_block(name, _TABLES[name](figures), on) for name, figures in found.items())
 
 
-def replaced(page: str, found: Mapping[str, Any], table: str) -> str:
+def replaced(page: str, names: Sequence[str], table: str) -> str:
     """The page with the tables of what was measured in the place of the old ones."""
-    for name in found:
+    for name in names:
         page = page.replace(_found(name, page), _found(name, table))
     return page
 
@@ -144,4 +146,15 @@ def _emit(figures: Any) -> list[str]:
     ]
 
 
-_TABLES = {"throughput": _throughput, "flat": _flat, "workers": _workers, "latency": _latency, "emit": _emit}
+def _adding(figures: Any) -> list[str]:
+    return adding_up.lines(figures["beside"], figures["at_once"])
+
+
+_TABLES = {
+    "throughput": _throughput,
+    "flat": _flat,
+    "workers": _workers,
+    "latency": _latency,
+    "emit": _emit,
+    "adding": _adding,
+}

@@ -129,7 +129,7 @@ class Stand:
         database = f"bench_{secrets.token_hex(4)}"
         with connect(self.face.url(database)) as client:
             migrate(client)
-            children = [self._child(candidate, database, number) for number in range(candidate.workers)]
+            children = [self.child(candidate, database, number) for number in range(candidate.workers)]
             try:
                 for child in children:
                     child.start()
@@ -147,7 +147,7 @@ class Stand:
         found = []
         with connect(self.face.url(database)) as client:
             migrate(client)
-            child = self._child(candidate, database, 0)
+            child = self.child(candidate, database, 0)
             try:
                 child.start()
                 for number in range(total // stretch):
@@ -159,7 +159,8 @@ class Stand:
                 client.command(f"DROP DATABASE {database}")
         return found
 
-    def _child(self, candidate: Candidate, database: str, number: int) -> ChildProcess:
+    def child(self, candidate: Candidate, database: str, number: int) -> ChildProcess:
+        """The candidate's process of that number, not started."""
         name = f"{candidate.name}-{database}-{number}"
         if candidate.index is not None:
             copy_index(candidate.index, self.folder / name / "meter" / "index")

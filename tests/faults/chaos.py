@@ -9,10 +9,11 @@ from taximeter_sql import migrate
 from tests.faults.clickhouse_proxy import Place
 from tests.faults.ledger import Usage
 from tests.faults.load import Load
-from tests.faults.processes import SESSION_TIMEOUT_MS, Worker, await_true
+from tests.faults.processes import SESSION_TIMEOUT_MS, Worker
 from tests.faults.test_disk_full import full_table
 from tests.faults.yard import PARTITIONS, Yard
 from tests.kafka_broker import ApacheKafka
+from tests.waiting import await_true
 
 EVENTS_A_STEP = 150
 

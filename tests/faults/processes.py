@@ -4,32 +4,21 @@ import json
 import os
 import shutil
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP
 from typing import Any
 
-import pytest
-
 from taximeter.embedded.ports import free_port
 from taximeter.embedded.processes import ChildProcess
+from tests.waiting import await_true
 
 SECONDS_MAX = 120.0
 SESSION_TIMEOUT_MS = 3_000
 """Short, because a killed worker's partitions are free only when its session has ended."""
-
-
-def await_true(true: Callable[[], bool], what: Callable[[], str], seconds_max: float = SECONDS_MAX) -> None:
-    """Poll until it holds; fail the test after a generous time."""
-    deadline = time.monotonic() + seconds_max
-    while not true():
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds_max:.0f} s: {what()}")
-        time.sleep(0.02)
 
 
 @dataclass

@@ -14,8 +14,8 @@ from typing import Any
 from taximeter.embedded.tether import tethered_command
 from tests.faults.ledger import Usage
 from tests.faults.load import Events
-from tests.faults.processes import await_true
 from tests.faults.yard import Yard
+from tests.waiting import await_true
 
 
 @dataclass

@@ -1,13 +1,18 @@
 """The broker stopped, and killed, in the middle of traffic: producers spool, refuse clearly at their limit, and drain."""
 
+import time
+
 import pytest
 
 from taximeter_producers import Safe
 from tests.faults.load import Load
-from tests.faults.processes import await_true
 from tests.faults.producing import producing
 from tests.faults.yard import Yard
 from tests.kafka_broker import ApacheKafka
+from tests.waiting import await_true
+
+AWAY_SECONDS = 60.0
+"""Longer than a producer tries to deliver an event, than a session, and than any back-off between two attempts."""
 
 
 def await_away(load: Load) -> None:
@@ -16,10 +21,12 @@ def await_away(load: Load) -> None:
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_gone_under_load_and_at_the_meters_start(yard: Yard, kafka: ApacheKafka, how: str) -> None:
+    """Killed it is back at once; stopped it stays away for a minute."""
     meter = yard.meter()
     with yard.load() as load:
         load.send_all([yard.events.event() for _ in range(300)])
         yard.await_rows(1)
+        gone_at = time.monotonic()
         if how == "killed":
             kafka.kill()
         else:
@@ -36,6 +43,10 @@ def test_gone_under_load_and_at_the_meters_start(yard: Yard, kafka: ApacheKafka,
                 lambda: "Kafka" in str(meter.ask("/readyz")[1].get("step")),
                 lambda: f"the meter waits for Kafka: {meter.ask('/readyz')}\n{meter.child.log_tail()}",
             )
+            assert meter.ask("/healthz")[0] == 200
+            while how == "stopped" and time.monotonic() - gone_at < AWAY_SECONDS:
+                load.send(yard.events.event())
+                time.sleep(0.2)
             assert meter.ask("/healthz")[0] == 200
         finally:
             kafka.start()

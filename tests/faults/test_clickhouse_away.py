@@ -1,8 +1,8 @@
 """ClickHouse gone, slow, killed, or failing after an insert took effect: nothing twice, bounded memory, recovery by itself."""
 
 from tests.faults.clickhouse_proxy import Place
-from tests.faults.processes import await_true
 from tests.faults.yard import Yard
+from tests.waiting import await_true
 
 GROWTH_KIBIBYTES_MAX = 64 * 1024
 """How much a worker may grow while it waits: what it fetches ahead is limited to 1 MiB here, and a batch is small."""

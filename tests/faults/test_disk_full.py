@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 import pytest
 from clickhouse_connect.driver.client import Client
 
-from tests.faults.processes import await_true
 from tests.faults.producing import producing
 from tests.faults.yard import Yard
 from tests.kafka_broker import ApacheKafka
+from tests.waiting import await_true
 
 
 @contextmanager

@@ -4,9 +4,9 @@ from confluent_kafka import Producer
 
 from taximeter_schemas.topics import USAGE_EVENTS
 from tests.faults.load import Load
-from tests.faults.processes import await_true
 from tests.faults.yard import Yard
 from tests.topic_reader import read_topic
+from tests.waiting import await_true
 
 
 def duplicates(yard: Yard) -> int:

@@ -12,9 +12,10 @@ from taximeter_sql import migrate
 from tests.faults.clickhouse_proxy import Place
 from tests.faults.ledger import Usage
 from tests.faults.load import Load
-from tests.faults.processes import Worker, await_true
+from tests.faults.processes import Worker
 from tests.faults.test_disk_full import full_table
 from tests.faults.yard import Yard
+from tests.waiting import await_true
 
 LARGE: dict[str, Any] = {"batch_events_max": 50_000, "linger_ms": 2_000, "session_timeout_ms": 10_000}
 """One batch holds all that a partition has; a slow machine gets the time to fetch it."""

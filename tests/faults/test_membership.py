@@ -3,8 +3,9 @@
 from taximeter_streams.meter.pulse import STUCK_SECONDS_MAX
 from taximeter_streams.meter.settings import MeterSettings
 from tests.faults.clickhouse_proxy import Place
-from tests.faults.processes import Worker, await_true
+from tests.faults.processes import Worker
 from tests.faults.yard import PARTITIONS, Yard
+from tests.waiting import await_true
 
 
 def test_workers_come_and_go_every_few_batches(yard: Yard) -> None:

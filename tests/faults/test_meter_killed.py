@@ -3,9 +3,9 @@
 from signal import SIGKILL
 
 from tests.faults.clickhouse_proxy import Place
-from tests.faults.processes import await_true
 from tests.faults.yard import Yard
 from tests.kafka_broker import ApacheKafka
+from tests.waiting import await_true
 
 
 def test_killed_within_an_insert(yard: Yard) -> None:

@@ -7,8 +7,8 @@ of two blocks that begin at the same offset the server keeps the first and drops
 import pytest
 
 from tests.faults.clickhouse_proxy import Place
-from tests.faults.processes import await_true
 from tests.faults.yard import Yard
+from tests.waiting import await_true
 
 
 def owners(yard: Yard) -> list[int]:

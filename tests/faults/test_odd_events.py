@@ -9,8 +9,8 @@ from taximeter_producers.control import publish
 from taximeter_schemas.rejections import EVENT_BYTES_MAX
 from taximeter_schemas.topics import USAGE_EVENTS
 from tests.faults.ledger import Usage, card, card_record
-from tests.faults.processes import await_true
 from tests.faults.yard import Yard
+from tests.waiting import await_true
 
 
 def refusals(yard: Yard) -> Counter[str]:

@@ -8,8 +8,9 @@ from confluent_kafka import ConsumerGroupState
 from confluent_kafka.admin import AdminClient
 
 from tests.faults.clickhouse_proxy import Place
-from tests.faults.processes import Worker, await_true
+from tests.faults.processes import Worker
 from tests.faults.yard import PARTITIONS, Yard
+from tests.waiting import await_true
 
 
 def partitions(worker: Worker) -> int:

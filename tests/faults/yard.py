@@ -24,8 +24,9 @@ from tests.faults.clickhouse_proxy import ClickHouseProxy
 from tests.faults.comparison import budget_states, budgets_owed, compare_laws, compare_rows, compare_spend
 from tests.faults.ledger import Owed, Usage, declared, owe
 from tests.faults.load import Acknowledged, Events, Load
-from tests.faults.processes import SESSION_TIMEOUT_MS, Worker, await_true, make_worker
+from tests.faults.processes import SESSION_TIMEOUT_MS, Worker, make_worker
 from tests.metered_traffic import utc_now
+from tests.waiting import await_true
 
 PARTITIONS = 4
 
