@@ -1,11 +1,13 @@
 """What every test may ask for: a broker, a warehouse, and names of its own on both.
 
-`--broker=apache` (or TAXIMETER_TEST_BROKER=apache) runs the same tests on Apache Kafka, and those marked `kafka` too.
+`--broker=apache` (or TAXIMETER_TEST_BROKER=apache) runs the same tests on Apache Kafka, and those marked `kafka` too;
+`--book=postgres` those that use the book of record, on PostgreSQL.
 """
 
 import os
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +16,7 @@ from taximeter.embedded.broker import EmbeddedBroker
 from taximeter.embedded.ports import free_port
 from tests.face_process import FaceProcess
 from tests.kafka_broker import ApacheKafka
+from tests.postgres_server import Postgres
 
 # No assertion depends on time, Hypothesis's own included: a slow machine is no finding. The same examples are tried each time, so
 # that a change is judged by what it changed; TAXIMETER_HYPOTHESIS=random looks for new ones, =thorough for 1,000 of them.
@@ -24,21 +27,27 @@ settings.load_profile(os.environ.get("TAXIMETER_HYPOTHESIS", "same"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --broker."""
+    """Add --broker and --book."""
     parser.addoption(
         "--broker",
         choices=("embedded", "apache"),
         default=os.environ.get("TAXIMETER_TEST_BROKER", "embedded"),
         help="the broker to test on (default: TAXIMETER_TEST_BROKER, or embedded)",
     )
+    parser.addoption(
+        "--book", choices=("sqlite", "postgres"), default="sqlite", help="the database of the book of record"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests marked `kafka` on the embedded broker, and on Apache Kafka those that use no broker.
+    """Leave out the tests marked `kafka` on the embedded broker, and on Apache Kafka those that use no broker; on PostgreSQL
+    those that use no book.
 
     They are listed as deselected.
     """
-    if config.getoption("--broker") == "apache":
+    if config.getoption("--book") == "postgres":
+        left_out = [item for item in items if "book_url" not in getattr(item, "fixturenames", ())]
+    elif config.getoption("--broker") == "apache":
         left_out = [item for item in items if not _uses_a_broker(item)]
     else:
         left_out = [item for item in items if item.get_closest_marker("kafka")]
@@ -84,6 +93,22 @@ def unique_database(clickhouse: FaceProcess) -> Iterator[str]:
         client.command(f"CREATE DATABASE {name}")
         yield name
         client.command(f"DROP DATABASE {name}")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL, shared by the whole run."""
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def book_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a book of record may be opened that only this test uses: SQLite, or PostgreSQL by --book."""
+    if request.config.getoption("--book") == "sqlite":
+        return f"sqlite:///{tmp_path / 'book.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ import hashlib
 import secrets
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,17 +29,10 @@ from taximeter_streams.budgets.deciding import Decider
 from taximeter_streams.budgets.ledger import LeaseTerms
 from taximeter_streams.budgets.state import TenantLedger
 from tests.topic_reader import read_topic
+from tests.waiting import await_true
 
 SECONDS_MAX = 60.0
 PARTITIONS = 4
-
-
-def await_true(holds: Callable[[], bool], what: Callable[[], str]) -> None:
-    """Poll until it holds. Raises AssertionError with `what` after SECONDS_MAX."""
-    deadline = time.monotonic() + SECONDS_MAX
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {SECONDS_MAX:.0f} s: {what()}"
-        time.sleep(0.02)
 
 
 @dataclass

@@ -30,6 +30,7 @@ from tests.face_process import FaceProcess
 from tests.gateway_stack import PARTITIONS, PRICE, Client, GatewayStack, Service, chat_body, declare
 from tests.kafka_broker import ApacheKafka
 from tests.topic_reader import read_topic
+from tests.waiting import await_true
 
 pytestmark = [pytest.mark.stack, pytest.mark.kafka, pytest.mark.race]
 
@@ -44,14 +45,6 @@ LEASES = {
     "TAXIMETER_BUDGETS_SETTLE_TIMEOUT_SECONDS": "120",
     "TAXIMETER_BUDGETS_ARRIVAL_TIMEOUT_SECONDS": "10",
 }
-
-
-def await_true(holds: Callable[[], bool], what: Callable[[], str]) -> None:
-    """Poll until it holds."""
-    deadline = time.monotonic() + SECONDS_MAX
-    while not holds():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.1)
 
 
 @dataclass

@@ -23,7 +23,8 @@ from taximeter_schemas.budgets import AlertKind, BudgetAlert
 from taximeter_schemas.control import ControlKind, ControlRecord
 from taximeter_schemas.tenants import AlertEndpoint
 from taximeter_schemas.topics import BUDGET_ALERTS
-from tests.gateway_stack import PARTITIONS, SECONDS_MAX, Service, await_true
+from tests.gateway_stack import PARTITIONS, SECONDS_MAX, Service
+from tests.waiting import await_true
 
 SECRET = "whsec_" + "c2VjcmV0" * 6
 TOKEN = "an-admin-token"

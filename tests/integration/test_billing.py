@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from hashlib import md5
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,8 +46,8 @@ def content(policy: str | None = None) -> dict[str, Any]:
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_book(f"sqlite:///{tmp_path / 'book.db'}")
+def book(book_url: str) -> Iterator[Engine]:
+    engine = open_book(book_url)
     apply_declarations(engine, read_mapping(content()), "tester", NOW, publish)
     yield engine
     engine.dispose()

@@ -48,10 +48,10 @@ def warehouse(clickhouse: FaceProcess, unique_database: str) -> Iterator[Client]
 
 
 @pytest.fixture
-def settings(tmp_path: Path, clickhouse: FaceProcess, unique_database: str, bootstrap_servers: str) -> BillingSettings:
+def settings(book_url: str, clickhouse: FaceProcess, unique_database: str, bootstrap_servers: str) -> BillingSettings:
     ensure_topics(bootstrap_servers, PARTITIONS, 1)
     return BillingSettings(
-        database_url=f"sqlite:///{tmp_path / 'book.db'}",
+        database_url=book_url,
         clickhouse_url=clickhouse.url(unique_database),
         kafka_bootstrap_servers=bootstrap_servers,
         kafka_partitions=PARTITIONS,

@@ -28,19 +28,11 @@ from taximeter_schemas.control import ControlKind, ControlRecord
 from taximeter_schemas.spend import SPEND_SLOT_SECONDS, SpendEntry, SpendRecord
 from taximeter_schemas.tenants import AlertEndpoint, Tenant
 from taximeter_schemas.topics import BUDGET_ALERTS, BUDGET_LEASES, BUDGET_STATE, USAGE_SPEND
+from tests.waiting import await_true
 
 SECONDS_MAX = 60.0
 PARTITIONS = 4
 SECRET = "whsec_" + "c2VjcmV0" * 6
-
-
-def await_true(true: Callable[[], bool], what: str) -> None:
-    """Poll until it holds; fail the test after SECONDS_MAX."""
-    deadline = time.monotonic() + SECONDS_MAX
-    while not true():
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {SECONDS_MAX:.0f} s: {what}")
-        time.sleep(0.05)
 
 
 @dataclass

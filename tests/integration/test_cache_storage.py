@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,8 +46,8 @@ def declared(borne_by: str = "creator", ttl_seconds: int | None = 7200) -> dict[
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_book(f"sqlite:///{tmp_path / 'book.db'}")
+def book(book_url: str) -> Iterator[Engine]:
+    engine = open_book(book_url)
     yield engine
     engine.dispose()
 

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,8 +75,8 @@ def declared(policy: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_book(f"sqlite:///{tmp_path / 'book.db'}")
+def book(book_url: str) -> Iterator[Engine]:
+    engine = open_book(book_url)
     yield engine
     engine.dispose()
 

@@ -41,10 +41,8 @@ def keep(book: Engine, invoice: ExportedInvoice) -> None:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> BillingSettings:
-    return BillingSettings(
-        database_url=f"sqlite:///{tmp_path / 'book.db'}", issuer_name="Works", issuer_address="One\\nTwo"
-    )
+def settings(book_url: str) -> BillingSettings:
+    return BillingSettings(database_url=book_url, issuer_name="Works", issuer_address="One\\nTwo")
 
 
 @pytest.fixture

@@ -13,18 +13,8 @@ import pytest
 from taximeter_producers.control import publish
 from taximeter_schemas.budgets import Budget
 from taximeter_schemas.events import Attribution, Outcome
-from tests.gateway_stack import (
-    PRICE,
-    PRICED,
-    SECONDS_MAX,
-    Client,
-    GatewayStack,
-    Keeper,
-    await_true,
-    chat_body,
-    declare,
-    key_record,
-)
+from tests.gateway_stack import PRICE, PRICED, SECONDS_MAX, Client, GatewayStack, Keeper, chat_body, declare, key_record
+from tests.waiting import await_true
 
 REFUSED = f"t-{secrets.token_hex(4)}"
 WORDS = " ".join(f"word{number}" for number in range(40))

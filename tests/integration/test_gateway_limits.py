@@ -18,19 +18,10 @@ from taximeter_schemas.budgets import Budget
 from taximeter_schemas.control import ControlKind
 from taximeter_schemas.events import Outcome, ServiceTier
 from tests import gateway_stack
-from tests.gateway_stack import (
-    PRICE,
-    SECONDS_MAX,
-    Client,
-    GatewayStack,
-    Keeper,
-    Service,
-    await_true,
-    chat_body,
-    declare,
-)
+from tests.gateway_stack import PRICE, SECONDS_MAX, Client, GatewayStack, Keeper, Service, chat_body, declare
 from tests.stubborn_upstream import ANSWER_TOKENS, StubbornUpstream
 from tests.tokenizer_folder import write_tokenizer
+from tests.waiting import await_true
 
 MODELS = ("m-large", "m-small", "beyond", "silent", "more")
 OUTPUT_PICO = PRICE.output or 0

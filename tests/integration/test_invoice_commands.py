@@ -32,16 +32,15 @@ def warehouse(clickhouse: FaceProcess, unique_database: str) -> Iterator[Client]
 
 
 @pytest.fixture
-def run(tmp_path: Path, warehouse: Client, clickhouse: FaceProcess, unique_database: str) -> Run:
+def run(book_url: str, warehouse: Client, clickhouse: FaceProcess, unique_database: str) -> Run:
     """Runs a command on a finalized month of acme and globex."""
-    url = f"sqlite:///{tmp_path / 'book.db'}"
-    book = open_book(url)
+    book = open_book(book_url)
     apply_declarations(book, read_mapping(content()), "tester", datetime(2026, 10, 1, tzinfo=UTC), publish)
     insert(warehouse, *shared_prefix())
     close_period(book, UsageReader(warehouse), PERIOD, NOW)
     finalize_period(book, PERIOD, "INV", NOW)
     book.dispose()
-    addresses = {"TAXIMETER_DATABASE_URL": url, "TAXIMETER_CLICKHOUSE_URL": clickhouse.url(unique_database)}
+    addresses = {"TAXIMETER_DATABASE_URL": book_url, "TAXIMETER_CLICKHOUSE_URL": clickhouse.url(unique_database)}
 
     def command(*words: str, env: Mapping[str, str] | None = None) -> Result:
         return CliRunner().invoke(app, words, env={**addresses, "COLUMNS": "200", **(env or {})})
@@ -70,8 +69,8 @@ def test_explain(run: Run) -> None:
     assert run("explain", "INV-000002", "7").exit_code == 2
 
 
-def test_a_line_that_is_no_usage_is_explained_too(run: Run, tmp_path: Path) -> None:
-    book = open_book(f"sqlite:///{tmp_path / 'book.db'}")
+def test_a_line_that_is_no_usage_is_explained_too(run: Run, book_url: str) -> None:
+    book = open_book(book_url)
     discount = {"id": "ten", "percent": "10", "label": "Launch [beta]"}
     contract = {"id": "c", "tenant": "globex", "starts": "2026-01-01T00:00:00Z", "discounts": [discount]}
     costs = {"id": "c", "version": 1, "effective_from": "2026-01-01T00:00:00Z",

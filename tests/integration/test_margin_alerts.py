@@ -22,10 +22,11 @@ from taximeter_schemas.budgets import AlertKind, BudgetAlert
 from taximeter_schemas.topics import BUDGET_ALERTS
 from taximeter_sql import connect, migrate
 from tests.face_process import FaceProcess
-from tests.gateway_stack import Service, await_true
+from tests.gateway_stack import Service
 from tests.integration.test_alert_delivery import SECRET, Receiver
 from tests.integration.test_billing import content, insert, shared_prefix
 from tests.topic_reader import read_topic
+from tests.waiting import await_true
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 MARGINS = {
@@ -54,9 +55,9 @@ def test_the_operator_is_told_of_what_is_negative_alone(tmp_path: Path) -> None:
 
 
 def test_the_job_looks_by_itself_and_the_operators_webhook_hears_of_it_once(
-    tmp_path: Path, clickhouse: FaceProcess, unique_database: str, receiver: Receiver
+    book_url: str, tmp_path: Path, clickhouse: FaceProcess, unique_database: str, receiver: Receiver
 ) -> None:
-    book = open_book(f"sqlite:///{tmp_path / 'book.db'}")
+    book = open_book(book_url)
     costs = {"id": "c", "version": 1, "effective_from": "2026-01-01T00:00:00Z",
              "prices": [{"model": "m", "uncached_input": "0.10", "output": "9"}]}  # fmt: skip
     endpoint = {"id": "operator", "url": receiver.url, "secret": SECRET}

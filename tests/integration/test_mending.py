@@ -38,9 +38,10 @@ from taximeter_schemas.spend import SpendRecord
 from taximeter_schemas.tenants import Tenant
 from taximeter_schemas.topics import USAGE_EVENTS, USAGE_SPEND
 from tests.face_process import FaceProcess
-from tests.faults.processes import Worker, await_true, make_worker
+from tests.faults.processes import Worker, make_worker
 from tests.topic_reader import read_topic
 from tests.usage_events import usage
+from tests.waiting import await_true
 
 PARTITIONS = 2
 BRISK = Pace(looks=3, pause_seconds=0.05, settle_seconds=0.05)

@@ -6,7 +6,6 @@ import random
 import secrets
 import shutil
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections import defaultdict
@@ -32,19 +31,11 @@ from taximeter_sql import query
 from tests.face_process import FaceProcess
 from tests.metered_traffic import Row, Sent, Traffic, declared, judge, utc_now
 from tests.topic_reader import read_topic
+from tests.waiting import await_true
 
 SECONDS_MAX = 90.0
 PARTITIONS = 4
 SESSION_TIMEOUT_MS = 6_000  # the least that Kafka allows
-
-
-def await_true(true: Callable[[], bool], what: Callable[[], str]) -> None:
-    """Poll until it holds; fail the test after SECONDS_MAX."""
-    deadline = time.monotonic() + SECONDS_MAX
-    while not true():
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {SECONDS_MAX:.0f} s: {what()}")
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

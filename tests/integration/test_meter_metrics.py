@@ -12,8 +12,9 @@ from taximeter.embedded.ports import free_port
 from taximeter_producers.topics import ensure_topics
 from taximeter_schemas.topics import USAGE_EVENTS
 from tests.face_process import FaceProcess
-from tests.faults.processes import Worker, await_true, make_worker
+from tests.faults.processes import Worker, make_worker
 from tests.usage_events import usage
+from tests.waiting import await_true
 
 
 @pytest.fixture

@@ -5,10 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from taximeter_streams.meter.columns import build_columns
 from taximeter_streams.meter.warehouse import Warehouse
 from tests.face_process import FaceProcess
 from tests.metered_rows import DAY, folded, rated
+from tests.waiting import await_true
 
 NOW = datetime(2026, 12, 5, tzinfo=UTC)
 PERIOD = "2026-11"
@@ -49,12 +49,12 @@ def publish(records: Iterable[ControlRecord]) -> int:
 
 
 @pytest.fixture
-def settings(clickhouse: FaceProcess, unique_database: str, tmp_path: Path, servers: str) -> BillingSettings:
+def settings(clickhouse: FaceProcess, unique_database: str, book_url: str, servers: str) -> BillingSettings:
     return BillingSettings(
         kafka_bootstrap_servers=servers,
         log_id="log",
         clickhouse_url=clickhouse.url(unique_database),
-        database_url=f"sqlite:///{tmp_path / 'book.db'}",
+        database_url=book_url,
     )
 
 
@@ -169,13 +169,6 @@ def test_a_lost_message_may_be_anybodys(book: Engine, client: Client, settings: 
     assert set(done.parking.parked) == {"acme", "globex"}
     assert "exactly once: log log, partition 0 misses offsets 6 to 7" in done.parking.parked["globex"]
     assert "nothing lost: producer w misses 6 to 7" in done.parking.parked["acme"]
-
-
-def await_true(true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SECONDS_MAX
-    while not true():
-        assert time.monotonic() < deadline, f"not within {SECONDS_MAX:.0f} s: {what}"
-        time.sleep(0.05)
 
 
 def test_the_job_parks_frees_and_tells(book: Engine, client: Client, settings: BillingSettings, tmp_path: Path) -> None:

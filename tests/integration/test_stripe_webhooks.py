@@ -3,7 +3,7 @@
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from taximeter_billing.settings import BillingSettings
 from taximeter_billing.stripe_inbox import handle_waiting, list_events, payments_of, refresh_payment, take_event
 from tests.contract.test_stripe_contract import invoice
 from tests.double_process import JudgedDouble, judged_double
+from tests.waiting import await_true
 
 SECRET, OLD_SECRET = "whsec_new", "whsec_old"
 SECONDS_MAX = 60.0
@@ -67,19 +68,12 @@ class Desk:
         await_true(lambda: list_events(self.book, waiting=True) == [], "every event is handled")
 
 
-def await_true(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SECONDS_MAX
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
+def desk(book_url: str, tmp_path: Path) -> Iterator[Desk]:
     with judged_double(tmp_path / "stripe.db") as double:
         settings = BillingSettings.model_validate(
             {
-                "database_url": f"sqlite:///{tmp_path / 'book.db'}",
+                "database_url": book_url,
                 "admin_token": "token",
                 "stripe_url": double.url,
                 "stripe_api_key": "sk_test_1",

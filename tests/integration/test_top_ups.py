@@ -28,7 +28,8 @@ from taximeter_producers.topics import ensure_topics
 from taximeter_schemas.control import ControlRecord
 from taximeter_schemas.control_snapshot import ControlSnapshot
 from taximeter_schemas.money import to_pico
-from tests.gateway_stack import PARTITIONS, Client, GatewayStack, Service, await_true
+from tests.gateway_stack import PARTITIONS, Client, GatewayStack, Service
+from tests.waiting import await_true
 
 NOW = datetime(2026, 11, 24, 8, tzinfo=UTC)
 MODEL = "m-wallet"
@@ -65,8 +66,8 @@ def content(tenant: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Iterator[Engine]:
-    opened = open_book(f"sqlite:///{tmp_path / 'billing.db'}")
+def book(book_url: str) -> Iterator[Engine]:
+    opened = open_book(book_url)
     yield opened
     opened.dispose()
 
@@ -161,7 +162,7 @@ def test_the_api_adds_once_and_lists(book: Engine, bootstrap_servers: str) -> No
     assert (listed["id"], listed["amount"], listed["budget"]) == (order["id"], "12.50 USD", f"{tenant}-wallet")
 
 
-def test_gateways_serve_what_was_paid_for_and_no_more(bootstrap_servers: str, tmp_path: Path) -> None:
+def test_gateways_serve_what_was_paid_for_and_no_more(bootstrap_servers: str, book_url: str, tmp_path: Path) -> None:
     """Two gateways and the keeper as processes: refused while the wallet is empty, served after a top-up, then refused again."""
     stack = GatewayStack(bootstrap_servers, tmp_path, [MODEL])
     tenant = f"acme-{secrets.token_hex(4)}"
@@ -171,12 +172,12 @@ def test_gateways_serve_what_was_paid_for_and_no_more(bootstrap_servers: str, tm
         "TAXIMETER_KAFKA_REBALANCE_TIMEOUT_SECONDS": "3",
         "TAXIMETER_BUDGETS_GROUP": f"budgets-{tenant}",
         "TAXIMETER_STATE_DIR": str(tmp_path / "budgets"),
-        "TAXIMETER_DATABASE_URL": f"sqlite:///{tmp_path / 'billing.db'}",
+        "TAXIMETER_DATABASE_URL": book_url,
     }
     keeper = Service("taximeter_streams.budgets", "TAXIMETER_BUDGETS_PORT", environment, tmp_path)
     second = stack.another_gateway(f"{stack.gateway_id}-2", stack.upstream.url)
     services = [stack.upstream, keeper, stack.gateway, second]
-    book = open_book(environment["TAXIMETER_DATABASE_URL"])
+    book = open_book(book_url)
     try:
         for service in services:
             service.start()

@@ -20,8 +20,9 @@ from taximeter_schemas import wire
 from taximeter_schemas.rejections import EVENT_BYTES_MAX
 from tests.face_process import FaceProcess
 from tests.faults.processes import Worker, make_worker
-from tests.gateway_stack import PARTITIONS, SECONDS_MAX, Client, GatewayStack, await_true, chat_body, declare
+from tests.gateway_stack import PARTITIONS, SECONDS_MAX, Client, GatewayStack, chat_body, declare
 from tests.usage_events import usage_event
+from tests.waiting import await_true
 
 UNTRACED = """
 import sys

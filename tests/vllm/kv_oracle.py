@@ -11,9 +11,9 @@ from typing import Any
 from taximeter_schemas import wire
 from taximeter_schemas.cache_uses import CacheUse
 from taximeter_schemas.events import input_tokens
-from tests.gateway_stack import await_true
 from tests.property.cache_savings_oracle import Records
 from tests.vllm.worker_process import BLOCK_SIZE, PYTHON, VllmWorker
+from tests.waiting import await_true
 
 
 class KvRecording:

@@ -21,9 +21,10 @@ from taximeter_sql import connect
 from tests import gateway_stack
 from tests.face_process import FaceProcess
 from tests.faults.processes import make_worker
-from tests.gateway_stack import PARTITIONS, Client, GatewayStack, await_true, declare
+from tests.gateway_stack import PARTITIONS, Client, GatewayStack, declare
 from tests.topic_reader import read_topic
 from tests.vllm.worker_process import SECONDS_MAX, SECRET, VllmWorker, engine_sum
+from tests.waiting import await_true
 
 pytestmark = pytest.mark.vllm
 

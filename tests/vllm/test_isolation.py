@@ -16,9 +16,10 @@ from taximeter_producers.control import publish
 from taximeter_schemas.control import ControlKind, ControlRecord
 from taximeter_schemas.events import Attribution
 from taximeter_schemas.tenants import AlertEndpoint
-from tests.gateway_stack import PARTITIONS, Service, await_true
+from tests.gateway_stack import PARTITIONS, Service
 from tests.vllm.prompt_probe import ROUNDS, SIGNIFICANCE, probe
 from tests.vllm.worker_process import BLOCK_SIZE, SALT_SECRET, VllmWorker
+from tests.waiting import await_true
 
 pytestmark = pytest.mark.vllm
 

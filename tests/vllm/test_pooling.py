@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from taximeter_schemas.events import Operation, Outcome
-from tests.gateway_stack import await_true
 from tests.vllm.worker_process import SECONDS_MAX, Counters, VllmWorker, engine_sum
+from tests.waiting import await_true
 
 pytestmark = pytest.mark.vllm
 

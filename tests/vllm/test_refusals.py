@@ -11,8 +11,9 @@ import pytest
 from taximeter.embedded.broker import EmbeddedBroker
 from taximeter_producers.topics import ensure_topics
 from taximeter_schemas.events import Operation, Outcome
-from tests.gateway_stack import PARTITIONS, await_true
+from tests.gateway_stack import PARTITIONS
 from tests.vllm.worker_process import SECONDS_MAX, VllmWorker, engine_sum
+from tests.waiting import await_true
 
 pytestmark = pytest.mark.vllm
 

@@ -14,8 +14,8 @@ import pytest
 
 from taximeter_inference.vllm.journal import Journal
 from taximeter_schemas.events import Outcome
-from tests.gateway_stack import await_true
 from tests.vllm.worker_process import SECONDS_MAX, VllmWorker, engine_sum
+from tests.waiting import await_true
 
 pytestmark = pytest.mark.vllm
 
