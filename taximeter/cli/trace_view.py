@@ -1,6 +1,6 @@
 """A turn for the terminal and as JSON."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 
 from rich import box
@@ -10,14 +10,12 @@ from rich.text import Text
 from taximeter.cli.trace_turn import Hop, TracedEvent, Turn, cost_pico, unpriced
 from taximeter_schemas.money import format_pico
 
-_EXACT = None
-
 
 def turn_table(turn: Turn) -> Table:
     """The tree: a line for each hop, and for each attempt where a hop has several; the sum by currency at the end."""
     title = f"turn {turn.root_request_id}  ({turn.tenant})"
     table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True, collapse_padding=True
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, show_footer=True, padding=(0, 1, 0, 0)
     )
     table.add_column("hop", "sum", footer_style="bold", no_wrap=True)
     table.add_column("model", overflow="fold")
@@ -29,10 +27,11 @@ def turn_table(turn: Turn) -> Table:
     )
     for name, number in zip(("input", "cached", "output"), sums, strict=True):
         table.add_column(name, f"{number:,}", justify="right", no_wrap=True, footer_style="bold")
-    table.add_column("cost", _sum_text(turn.events), justify="right", no_wrap=True, footer_style="bold")
+    places = _places(turn.events)
+    table.add_column("cost", _sum_text(turn.events, places), justify="right", no_wrap=True, footer_style="bold")
     table.add_column("ended", no_wrap=True)
     for prefix, hop in _lines(turn.hops, ""):
-        _add_hop(table, prefix, hop)
+        _add_hop(table, prefix, hop, places)
     return table
 
 
@@ -70,32 +69,46 @@ def _lines(hops: Sequence[Hop], indent: str) -> Iterator[tuple[tuple[str, str], 
         yield from _lines(hop.below, inner)
 
 
-def _add_hop(table: Table, prefix: tuple[str, str], hop: Hop) -> None:
+def _places(events: Sequence[TracedEvent]) -> dict[str, int]:
+    """As many decimals as the longest amount of each currency has, so that points stand below each other."""
+    places: dict[str, int] = {}
+    for event in events:
+        if event.is_priced:
+            fraction = format_pico(event.metered_pico, event.currency).partition(" ")[0].partition(".")[2]
+            places[event.currency] = max(len(fraction), places.get(event.currency, 0))
+    return places
+
+
+def _add_hop(table: Table, prefix: tuple[str, str], hop: Hop, places: Mapping[str, int]) -> None:
     first, inner = prefix
     if len(hop.events) == 1:
-        _add_event(table, f"{first}{hop.number} {hop.events[0].operation}", hop.events[0])
+        _add_event(table, f"{first}{hop.number} {hop.events[0].operation}", hop.events[0], places)
         return
-    table.add_row(f"{first}{hop.number} {hop.events[0].operation}", "", "", "", "", _sum_text(hop.events), "")
-    bar = "│  " if hop.below else "   "
+    table.add_row(f"{first}{hop.number} {hop.events[0].operation}", "", "", "", "", _sum_text(hop.events, places), "")
+    bar = "│  " if hop.below else ""
     for event in hop.events:
-        _add_event(table, f"{inner}{bar}attempt {event.attempt}", event)
+        _add_event(table, f"{inner}{bar}attempt {event.attempt}", event, places)
 
 
-def _add_event(table: Table, label: str, event: TracedEvent) -> None:
+def _add_event(table: Table, label: str, event: TracedEvent, places: Mapping[str, int]) -> None:
     model = f"{event.model} + {event.adapter}" if event.adapter else event.model
     counts = [f"{number:,}" for number in (event.input, event.cached, event.output)]
     if event.is_priced:
-        cost = Text(format_pico(event.metered_pico, event.currency, _EXACT))
+        cost = Text(format_pico(event.metered_pico, event.currency, places[event.currency]))
     else:
         cost = Text(f"{event.disposition}: {event.reason}", style="yellow" if event.is_counted else "red")
     ended = [] if event.outcome == "completed" else [event.outcome]
     if event.total_ms is not None:
-        ended.append(f"{event.total_ms:,.0f} ms")
+        ended.append(_duration(event.total_ms))
     table.add_row(label, model, *counts, cost, " ".join(ended) or event.outcome)
 
 
-def _sum_text(events: Sequence[TracedEvent]) -> str:
-    amounts = [format_pico(amount, currency, _EXACT) for currency, amount in cost_pico(events).items()]
+def _duration(milliseconds: float) -> str:
+    return f"{milliseconds:.0f} ms" if milliseconds < 999.5 else f"{milliseconds / 1_000:,.1f} s"
+
+
+def _sum_text(events: Sequence[TracedEvent], places: Mapping[str, int]) -> str:
+    amounts = [format_pico(amount, currency, places.get(currency)) for currency, amount in cost_pico(events).items()]
     if missing := unpriced(events):
         amounts.append(f"{missing} without a price")
     return "\n".join(amounts) or "nothing"

@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from taximeter.cli.trace import command as trace
+from taximeter.demo.vllm_worker import ENVIRONMENT, MODELS, PYTHON, SERVER, arguments, await_health, engine_totals
 from taximeter.embedded.billing_desk import BillingDesk
 from taximeter.embedded.ports import free_port
 from taximeter.embedded.processes import ChildProcess
@@ -26,15 +26,16 @@ from taximeter_inference.forwarding import Forwarded, sign
 from taximeter_schemas.events import Operation
 from taximeter_sql import connect
 
-PYTHON, MODELS = Path(".cache/vllm-venv/bin/python"), Path(".cache/vllm-models")
 SECRET = "a forwarding secret for the demo"
-START_SECONDS_MAX, ANSWER_SECONDS_MAX, METERED_SECONDS_MAX = 600.0, 120.0, 60.0
+ANSWER_SECONDS_MAX, METERED_SECONDS_MAX = 120.0, 60.0
+CONTEXT_TOKENS = 1_024
 ROOT, TENANT, QUESTION = "turn-of-acme-1", "acme", "How much was the ride to the station?"
 DOCUMENTS = [
     "A ride to the station is 14.20 at night.",
     "Luggage is free of charge.",
     "The station lies two miles from the town hall.",
 ]
+COUNTERS = {"prompt_tokens": "input", "prompt_tokens_cached": "cached", "generation_tokens": "output"}
 POOLING = ("--runner", "pooling")
 WORKERS = {"embedder": (*POOLING, "--convert", "embed"), "reranker": POOLING, "generator": ()}
 DECLARATIONS: dict[str, object] = {
@@ -73,12 +74,14 @@ def main() -> None:
                 for name, port in ports.items():
                     await_health(workers[name], port)
             take_turn(console, ports)
+            counted = [engine_totals(port, tuple(COUNTERS)) for port in ports.values()]
             stop(workers)
             wait_until_metered(stack)
             await_hops(stack, len(WORKERS))
-            console.rule(f"taximeter trace {ROOT}")
+            console.print(f"\n$ taximeter trace {ROOT}", style="bold", highlight=False)
             os.environ["TAXIMETER_CLICKHOUSE_URL"] = stack.addresses.clickhouse_url
             trace(ROOT)
+            say_counted(console, counted)
     except StackError as error:
         console.print(f"[red]{error}[/]", highlight=False)
         sys.exit(1)
@@ -89,39 +92,18 @@ def main() -> None:
 def start(name: str, port: int, stack: Stack, data: Path) -> ChildProcess:
     """Start a worker that meters itself into the stack's log."""
     environment = {
+        **ENVIRONMENT,
         "TAXIMETER_KAFKA_BOOTSTRAP_SERVERS": stack.addresses.kafka,
         "TAXIMETER_WORKER_ID": name,
         "TAXIMETER_STATE_DIR": str(data / name),
         "TAXIMETER_FORWARDING_SECRET": SECRET,
         "TAXIMETER_SALT_SECRET": stack.secrets["TAXIMETER_SALT_SECRET"],
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "PYTHONDONTWRITEBYTECODE": "",
     }
-    command = (
-        str(PYTHON.absolute()), "-m", "vllm.entrypoints.launchers.api_server.entry", "--host", "127.0.0.1",
-        "--port", str(port), "--model", str((MODELS / name).resolve()), "--served-model-name", name,
-        "--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-model-len", "1024",
-        "--middleware", "taximeter_inference.vllm.Middleware", *WORKERS[name],
-    )  # fmt: skip
+    served = arguments((MODELS / name).resolve(), name, port, CONTEXT_TOKENS)
+    command = (str(PYTHON.absolute()), *SERVER, *served, *WORKERS[name])
     worker = ChildProcess(name, command, environment, data / f"{name}.log")
     worker.start()
     return worker
-
-
-def await_health(worker: ChildProcess, port: int) -> None:
-    """Wait until a worker serves. Raises StackError."""
-    deadline = time.monotonic() + START_SECONDS_MAX
-    while time.monotonic() < deadline and worker.running:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    raise StackError(f"{worker.name} does not serve:\n{worker.log_tail()}")
 
 
 def take_turn(console: Console, ports: dict[str, int]) -> None:
@@ -134,7 +116,10 @@ def take_turn(console: Console, ports: dict[str, int]) -> None:
     messages = [{"role": "system", "content": f"Answer from: {best}"}, {"role": "user", "content": QUESTION}]
     chat = {"model": "generator", "messages": messages, "max_tokens": 24}
     ask(ports["generator"], "/v1/chat/completions", chat, 2, Operation.CHAT)
-    console.print(f"{TENANT} asked: {QUESTION!r}; {len(DOCUMENTS)} documents embedded, ranked, and one answered from")
+    console.print(f"{TENANT} asked: {QUESTION}", highlight=False)
+    console.print(
+        f"{len(DOCUMENTS)} documents were embedded and ranked, and the best was answered from.", highlight=False
+    )
 
 
 def ask(port: int, path: str, body: dict[str, Any], hop: int, operation: Operation) -> dict[str, Any]:
@@ -146,6 +131,14 @@ def ask(port: int, path: str, body: dict[str, Any], hop: int, operation: Operati
     with urllib.request.urlopen(request, timeout=ANSWER_SECONDS_MAX) as response:
         answer: dict[str, Any] = json.load(response)
         return answer
+
+
+def say_counted(console: Console, counted: list[list[int]]) -> None:
+    """What the engines themselves counted, to be held against the tree's last line."""
+    told = [
+        f"{sum(of_each):,} {name}" for name, of_each in zip(COUNTERS.values(), zip(*counted, strict=True), strict=True)
+    ]
+    console.print(f"\nThe engines' own counters add up to {', '.join(told)}.", highlight=False)
 
 
 def await_hops(stack: Stack, hops: int) -> None:

@@ -168,10 +168,10 @@ def test_the_tree_is_drawn(database: tuple[Client, str]) -> None:
     assert lines[0] == "turn turn-1 (acme)"
     for expected in (
         "├─ 0 embedding embedder 8 0 0 0.00000016 USD 12 ms",
-        "├─ 1 rerank reranker 400 0 0 0.00002 USD 12 ms",
-        "├─ 2 chat 0.00324 USD",
-        "│ │ attempt 0 generator 1,000 0 0 0.002 USD error 12 ms",
-        "│ │ attempt 1 generator 1,000 700 50 0.00124 USD 12 ms",
+        "├─ 1 rerank reranker 400 0 0 0.00002000 USD 12 ms",
+        "├─ 2 chat 0.00324000 USD",
+        "│ │ attempt 0 generator 1,000 0 0 0.00200000 USD error 12 ms",
+        "│ │ attempt 1 generator 1,000 700 50 0.00124000 USD 12 ms",
         "│ └─ 3 chat unpriced 5 0 5 unrated: unknown_model 12 ms",
         "├─ 4 embedding embedder 9 0 0 rejected: time_out_of_range 12 ms",
         "└─ 5 embedding embedder 10 0 0 0.0000002 EUR 12 ms",

@@ -16,7 +16,6 @@ from taximeter_billing.domain.credits import Grant
 from taximeter_billing.exports import ExportedInvoice, detail_csv, focus_csv, focus_rows, invoice_charges, violations
 from taximeter_billing.exports.delimited import csv_text, plain
 from taximeter_billing.exports.focus_columns import ALLOCATION, MANDATORY, NAMES
-from taximeter_billing.exports.invoice_view import view
 from taximeter_schemas.money import currency_exponent, from_pico, pico_per_minor_unit, to_pico
 from taximeter_schemas.tenants import Tenant
 from tests.exported_invoices import busy, exported, parcel
@@ -41,14 +40,6 @@ def test_the_detail_adds_up_to_what_is_to_be_paid() -> None:
     assert total(rows, "net") == from_pico(int(invoice.document["net_pico"]))
     kinds = Counter(row["kind"] for row in rows)
     assert kinds == {"usage": 8, "tiers": 3, "cache_savings": 1, "discount": 1, "true_up": 1, "credit": 1, "minimum": 1}
-
-
-@pytest.mark.parametrize(
-    "time_zone", ["UTC", "Europe/Berlin", "Asia/Tokyo", "America/Los_Angeles", "Pacific/Kiritimati"]
-)
-def test_the_month_is_shown_in_the_customers_own_days(time_zone: str) -> None:
-    who = Tenant(id="acme", name="Acme Stores", time_zone=time_zone)
-    assert view(exported([parcel("chat", 1)], tenant=who)).days == f"2026-11-01 to 2026-11-30, {time_zone}"
 
 
 def test_quantity_times_unit_price_is_the_list_price() -> None:

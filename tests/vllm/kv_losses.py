@@ -69,4 +69,4 @@ def attributions(kept: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    print("FOUND " + json.dumps({"enough": attributions(100), "too few": attributions(1)}))
+    print("SAID " + json.dumps({"enough": attributions(100), "too few": attributions(1)}))

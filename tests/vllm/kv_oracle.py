@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from taximeter.demo.vllm_worker import BLOCK_SIZE
 from taximeter_schemas import wire
 from taximeter_schemas.cache_uses import CacheUse
 from taximeter_schemas.events import input_tokens
 from tests.property.cache_savings_oracle import Records
-from tests.vllm.worker_process import BLOCK_SIZE, PYTHON, VllmWorker
+from tests.vllm.worker_process import PYTHON, VllmWorker
 from tests.waiting import await_true
 
 

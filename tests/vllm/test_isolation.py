@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
+from taximeter.demo.vllm_worker import BLOCK_SIZE
 from taximeter_inference.gateway.salt import PoolKeys
 from taximeter_producers.control import publish
 from taximeter_schemas.control import ControlKind, ControlRecord
@@ -18,7 +19,7 @@ from taximeter_schemas.events import Attribution
 from taximeter_schemas.tenants import AlertEndpoint
 from tests.gateway_stack import PARTITIONS, Service
 from tests.vllm.prompt_probe import ROUNDS, SIGNIFICANCE, probe
-from tests.vllm.worker_process import BLOCK_SIZE, SALT_SECRET, VllmWorker
+from tests.vllm.worker_process import SALT_SECRET, VllmWorker
 from tests.waiting import await_true
 
 pytestmark = pytest.mark.vllm

@@ -1,9 +1,6 @@
 """An engine without a server is metered too, for the tenants that its program names."""
 
-import json
-import subprocess
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +11,9 @@ from taximeter_schemas.events import Outcome, input_tokens
 from taximeter_schemas.topics import USAGE_EVENTS
 from tests.gateway_stack import PARTITIONS
 from tests.topic_reader import read_topic
+from tests.vllm.programs import said_by
 from tests.vllm.worker_process import (
     MODELS,
-    PYTHON,
-    START_SECONDS_MAX,
     Counters,
     engine_environment,
     engine_sum,
@@ -30,19 +26,8 @@ pytestmark = pytest.mark.vllm
 def said(bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     """What the programs were told, once they have ended."""
     ensure_topics(bootstrap_servers, PARTITIONS, 1)
-    program = Path(__file__).with_name("offline_program.py")
-    ran = subprocess.run(
-        [PYTHON, program, MODELS / "generator", tmp_path_factory.mktemp("offline")],
-        env=engine_environment(bootstrap_servers),
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS_MAX,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr[-3_000:]
-    found: Mapping[str, Any] = json.loads(
-        next(line for line in ran.stdout.splitlines() if line.startswith("SAID "))[5:]
-    )
+    folder, environment = tmp_path_factory.mktemp("offline"), engine_environment(bootstrap_servers)
+    found: Mapping[str, Any] = said_by("offline_program.py", MODELS / "generator", folder, environment=environment)
     return found
 
 

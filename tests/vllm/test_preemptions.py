@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
+from taximeter.demo.vllm_worker import BLOCK_SIZE
 from taximeter_schemas.events import Attribution, Outcome, input_tokens
-from tests.vllm.worker_process import BLOCK_SIZE, VllmWorker, engine_sum
+from tests.vllm.worker_process import VllmWorker, engine_sum
 
 pytestmark = pytest.mark.vllm
 

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from taximeter.cli.main import app
+from taximeter.demo.vllm_worker import BLOCK_SIZE
 from taximeter.embedded.billing_desk import BillingDesk
 from taximeter.embedded.settling import wait_until_metered
 from taximeter.embedded.stack import Stack
@@ -23,7 +24,7 @@ from taximeter_schemas.cache_uses import SkuRates
 from taximeter_schemas.events import Attribution, input_tokens
 from tests.property.cache_savings_oracle import charges
 from tests.vllm.kv_oracle import KvRecording, recording
-from tests.vllm.worker_process import BLOCK_SIZE, SALT_SECRET, SECONDS_MAX, SECRET, VllmWorker
+from tests.vllm.worker_process import SALT_SECRET, SECONDS_MAX, SECRET, VllmWorker
 
 pytestmark = pytest.mark.vllm
 

@@ -15,6 +15,8 @@ from uuid import uuid4
 
 import httpx
 
+from taximeter.demo import vllm_worker
+from taximeter.demo.vllm_worker import arguments, await_health
 from taximeter.embedded.broker import EmbeddedBroker
 from taximeter.embedded.ports import free_port
 from taximeter.embedded.processes import ChildProcess
@@ -27,33 +29,20 @@ from tests.gateway_stack import PARTITIONS
 from tests.topic_reader import read_topic
 
 ROOT = Path(__file__).resolve().parents[2]
-PYTHON = Path(os.environ.get("TAXIMETER_VLLM_PYTHON", ROOT / ".cache/vllm-venv/bin/python"))
-MODELS = Path(os.environ.get("TAXIMETER_VLLM_MODELS", ROOT / ".cache/vllm-models"))
-START_SECONDS_MAX = 900.0
+PYTHON = Path(os.environ.get("TAXIMETER_VLLM_PYTHON", ROOT / vllm_worker.PYTHON))
+MODELS = Path(os.environ.get("TAXIMETER_VLLM_MODELS", ROOT / vllm_worker.MODELS))
 SECONDS_MAX = 120.0
-BLOCK_SIZE = 32
 SECRET = "a forwarding secret for the tests"
 SALT_SECRET = "a salt secret for the tests"
-SERVER = ("-m", "vllm.entrypoints.launchers.api_server.entry")
-_OPTIONS = (
-    "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--enable-prompt-tokens-details",
-    "--max-num-seqs", "64", "--disable-uvicorn-access-log", "--middleware", "taximeter_inference.vllm.Middleware",
-)  # fmt: skip
+_OPTIONS = ("--enable-prompt-tokens-details", "--max-num-seqs", "64", "--disable-uvicorn-access-log")
 
 
 def engine_environment(bootstrap_servers: str) -> dict[str, str]:
     """What every process with an engine in it is started with."""
     return {
         **os.environ,
+        **vllm_worker.ENVIRONMENT,
         "PATH": f"{PYTHON.parent}:{os.environ['PATH']}",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        # The engine computes in its own process, as it does with one GPU: a process less to start.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "PYTHONDONTWRITEBYTECODE": "",
         "TAXIMETER_KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
         "TAXIMETER_SALT_SECRET": SALT_SECRET,
     }
@@ -68,7 +57,7 @@ class VllmWorker:
     model: str = "generator"
     arguments: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
-    program: tuple[str, ...] = SERVER
+    program: tuple[str, ...] = vllm_worker.SERVER
     context_tokens: int = 4_096
     broker: EmbeddedBroker | None = None
     """Its own, at `bootstrap_servers`, which it brings with it; None where others use the broker too."""
@@ -87,28 +76,16 @@ class VllmWorker:
             "TAXIMETER_FORWARDING_SECRET": SECRET,
             **self.settings,
         }
-        served: tuple[str, ...] = (
-            "--model",
-            str(MODELS / self.model),
-            "--served-model-name",
-            "tiny",
-            "--port",
-            str(self.port),
-        )
         events = {
             "enable_kv_cache_events": True,
             "publisher": "zmq",
             "endpoint": self.kv_events,
             "replay_endpoint": f"{self.kv_events}-replay",
         }
-        served += ("--block-size", str(BLOCK_SIZE), "--kv-events-config", json.dumps(events))
-        served += ("--max-model-len", str(self.context_tokens))
-        self._child = ChildProcess(
-            "vllm",
-            (str(PYTHON), *self.program, *_OPTIONS, *served, *self.arguments),
-            environment,
-            self.folder / "vllm.log",
-        )
+        served = arguments(MODELS / self.model, "tiny", self.port, self.context_tokens)
+        options = (*_OPTIONS, "--kv-events-config", json.dumps(events), *self.arguments)
+        command = (str(PYTHON), *self.program, *served, *options)
+        self._child = ChildProcess("vllm", command, environment, self.folder / "vllm.log")
 
     def begin_start(self) -> None:
         """Start it without waiting."""
@@ -118,15 +95,8 @@ class VllmWorker:
         self._child.start()
 
     def await_start(self) -> None:
-        """Wait until it serves."""
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while True:
-            assert self._child.running, f"vLLM ended: {self._child.log_tail(30)}"
-            assert time.monotonic() < deadline, f"vLLM does not serve: {self._child.log_tail(30)}"
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/health").status_code == 200:
-                    return
-            time.sleep(0.2)
+        """Wait until it serves. Raises StackError."""
+        await_health(self._child, self.port)
 
     @property
     def url(self) -> str:

@@ -6,10 +6,8 @@ often below a cent, have four more places.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from taximeter_billing.exports.charge_rows import keeps_its_own
 from taximeter_billing.exports.invoice_source import ExportedInvoice
@@ -115,7 +113,7 @@ def view(invoice: ExportedInvoice) -> InvoiceView:
         customer_id=invoice.tenant,
         email=str(document["tenant"]["email"] or ""),
         period=str(period["label"]),
-        days=_days(period),
+        days=f"{period['start'][:10]} to before {period['end'][:10]}, {period['time_zone']}",
         issued=f"{invoice.finalized_at:%Y-%m-%d}" if invoice.finalized_at else "not final: it may change",
         currency=currency,
         features=_features(usage, currency),
@@ -132,14 +130,6 @@ def view(invoice: ExportedInvoice) -> InvoiceView:
         receipt=_receipt(invoice),
         has_tiers=any(int(line["tier_pico"]) for line in usage),
     )
-
-
-def _days(period: Mapping[str, Any]) -> str:
-    """First and last day in the customer's own calendar; the document holds instants."""
-    local = ZoneInfo(str(period["time_zone"]))
-    first = datetime.fromisoformat(period["start"]).astimezone(local)
-    last = datetime.fromisoformat(period["end"]).astimezone(local) - timedelta(days=1)
-    return f"{first:%Y-%m-%d} to {last:%Y-%m-%d}, {period['time_zone']}"
 
 
 def _features(usage: list[Mapping[str, Any]], currency: str) -> list[FeatureView]:

@@ -20,7 +20,7 @@ from taximeter_billing.exports.invoice_view import InvoiceView, view
 
 _FONT = "NotoSans"
 _INK, _QUIET, _LINE, _FILL = (28, 28, 28), (102, 102, 102), (214, 214, 214), (244, 245, 247)
-_WIDTHS = (38, 15, 23, 22, 17, 28, 25, 22)
+_WIDTHS = (40, 17, 24, 22, 18, 24, 25, 20)
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
