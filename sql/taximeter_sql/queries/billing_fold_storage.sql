@@ -8,7 +8,7 @@ FROM
     SELECT
         token_us,
         arrayJoin(if(
-            warmed AND ({by_creator:UInt8} OR empty(hits.1)),
+            warmed AND ({by_creator:UInt8} OR used_at < {start:Int64} OR empty(hits.1)),
             [(filler, toUInt64(1), toUInt64(1))],
             arrayMap((one, times) -> (one, times, arraySum(hits.2)), hits.1, hits.2))) AS part,
         part.1 AS borne_by, part.2 AS times, part.3 AS parts,
@@ -16,36 +16,37 @@ FROM
     FROM
     (
         SELECT
-            NOT epoch[1].5 AS warmed,
-            epoch[1].6 AS filler,
-            arrayFilter(use -> use.7 > 0, epoch) AS own,
-            arrayMap(use -> use.6, arrayFilter(use -> use.5 AND use.1 >= {start:Int64}, own)) AS hit_now,
-            if(warmed OR notEmpty(hit_now), hit_now, arrayMap(use -> use.6, arrayFilter(use -> use.5, own))) AS hit_by,
+            NOT epoch[1].2 AS warmed,
+            epoch[1].3 AS filler,
+            arrayMax(use -> if(use.4 > 0, use.1, 0), epoch) AS used_at,
+            arrayMin(use -> if(use.4 > 0, {end:Int64}, use.1), epoch) AS left_at,
+            -- Where nobody saw the filler all uses are hits: if none is in this part, all of them came before it.
+            arrayMap(use -> use.3, arrayFilter(
+                use -> use.2 AND NOT (warmed AND {by_creator:UInt8}) AND (use.1 >= {start:Int64} OR used_at < {start:Int64}),
+                epoch)) AS hit_by,
             arrayReduce('sumMap', [hit_by], [arrayMap(one -> toUInt64(1), hit_by)]) AS hits,
-            least({end:Int64}, next_at, own[-1].1 + {ttl_us:Int64},
-                arrayMin(arrayMap(use -> if(use.7 > 0, {end:Int64}, use.1), epoch))) AS gone_at,
-            toInt128(own[1].7) * greatest(toInt64(0), gone_at - greatest({start:Int64}, own[1].1)) AS token_us
+            least({end:Int64}, epoch[-1].5, used_at + {ttl_us:Int64}, left_at) AS gone_at,
+            toInt128(epoch[1].4) * greatest(toInt64(0), gone_at - greatest({start:Int64}, epoch[1].1)) AS token_us
         FROM
         (
-            SELECT
-                arraySplit(
-                    (use, before) -> use.7 > 0
-                        AND (NOT use.5 OR use.7 != before.7 OR use.1 - before.1 > {ttl_us:Int64}),
-                    uses,
-                    arrayPushFront(arrayPopBack(uses), uses[1])
-                ) AS epochs,
-                arrayPushBack(arrayMap(epoch -> epoch[1].1, arrayPopFront(epochs)), {end:Int64}) AS ends,
-                arrayJoin(arrayZip(epochs, ends)) AS ended,
-                ended.1 AS epoch, ended.2 AS next_at
+            SELECT arrayJoin(arraySplit(
+                (use, before) -> use.4 > 0
+                    AND (NOT use.2 OR use.4 != before.4 OR use.1 - before.1 > {ttl_us:Int64}),
+                uses,
+                arrayPushFront(arrayPopBack(uses), uses[1])
+            )) AS epoch
             FROM
             (
-                SELECT arraySort(groupArray((at_us, leading, event, place, hit, cell, block_tokens))) AS uses
+                SELECT
+                    arraySort(groupArray((at_us, leading, event, place, hit, cell, block_tokens))) AS sorted,
+                    arrayMap(
+                        (use, next_at) -> (use.1, use.5, use.6, use.7, next_at),
+                        sorted, arrayPushBack(arrayPopFront(arrayMap(use -> use.1, sorted)), {end:Int64})) AS uses
                 FROM
                 (
                     SELECT
                         sipHash128(pool, model, adapter, used.1) AS block,
-                        cell, used.2 AS place, place <= hit_blocks AS hit,
-                        arrayJoin(if(evicted_us >= 0 AND NOT hit, [0, 1], [0])) AS gone,
+                        cell, used.2 AS place, used.3 AS gone, NOT gone AND place <= hit_blocks AS hit,
                         if(gone, evicted_us, time_us) AS at_us,
                         if(gone, 0, toUInt64(hit_blocks)) AS leading,
                         if(gone, 0, toUInt64(block_size)) AS block_tokens,
@@ -54,10 +55,12 @@ FROM
                     (
                         SELECT
                             pool, model, adapter, cell, tenant, time_us, evicted_us, block_size, hit_blocks, source, event_id,
+                            arrayMap((hash, at) -> (hash, at, 0), arraySlice(blocks, 1, hit_blocks + filled_blocks),
+                                range(1, toUInt64(hit_blocks + filled_blocks + 1))) AS explained,
                             arrayJoin(arrayFilter(
                                 one -> {chunks:UInt64} = 1 OR cityHash64(one.1) % {chunks:UInt64} = {chunk:UInt64},
-                                arrayMap((hash, at) -> (hash, at), arraySlice(blocks, 1, hit_blocks + filled_blocks),
-                                    range(1, toUInt64(hit_blocks + filled_blocks + 1)))
+                                if(evicted_us < 0, explained, arrayConcat(explained, arrayMap(
+                                    one -> (one.1, one.2, 1), arrayFilter(one -> one.2 > hit_blocks, explained))))
                             )) AS used
                         FROM folded
                         WHERE exact
@@ -66,7 +69,7 @@ FROM
                 GROUP BY block
             )
         )
-        WHERE notEmpty(own)
+        WHERE epoch[1].4 > 0
     )
     WHERE token_us > 0
 )
