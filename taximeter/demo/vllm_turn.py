@@ -66,18 +66,21 @@ def main() -> None:
     shutil.rmtree(data, ignore_errors=True)
     workers: dict[str, ChildProcess] = {}
     try:
-        with console.status("starting the stack"), Stack(data, random_ports=True) as stack:
+        with console.status("starting the stack") as doing, Stack(data, random_ports=True) as stack:
             BillingDesk(stack).apply_content(DECLARATIONS)
             ports = {name: free_port() for name in WORKERS}
-            with console.status("starting three vLLM workers (a minute or two)"):
-                workers |= {name: start(name, port, stack, data) for name, port in ports.items()}
-                for name, port in ports.items():
-                    await_health(workers[name], port)
+            doing.update("starting three vLLM workers (a minute or two)")
+            workers |= {name: start(name, port, stack, data) for name, port in ports.items()}
+            for name, port in ports.items():
+                await_health(workers[name], port)
+            doing.update("taking the turn")
             take_turn(console, ports)
             counted = [engine_totals(port, tuple(COUNTERS)) for port in ports.values()]
+            doing.update("waiting until it is metered")
             stop(workers)
             wait_until_metered(stack)
             await_hops(stack, len(WORKERS))
+            doing.stop()
             console.print(f"\n$ taximeter trace {ROOT}", style="bold", highlight=False)
             os.environ["TAXIMETER_CLICKHOUSE_URL"] = stack.addresses.clickhouse_url
             trace(ROOT)
