@@ -13,13 +13,13 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from taximeter_billing import ledger, parking
-from taximeter_billing.book import InvoiceRow, ParkedRow
+from taximeter_billing.book import InvoiceRow, ParkedRow, writing
 from taximeter_billing.computing import Computed, Extra, Seen, compute_groups, inputs_sha256, look
 from taximeter_billing.credit_notes import LATE, Refund, draft, drop_late_drafts
 from taximeter_billing.declarations.state import Group, State, in_batches, read_state
 from taximeter_billing.domain.invoice import Invoice
 from taximeter_billing.errors import NotFoundError, PeriodOpenError
-from taximeter_billing.lifecycle import finalize_period, find_invoice, list_invoices, list_parked
+from taximeter_billing.lifecycle import finalize_period, find_invoice, last_revision, list_invoices, list_parked
 from taximeter_billing.true_ups import Late, find_late
 from taximeter_billing.warehouse import Obstacle, TenantSpan, UsageReader
 from taximeter_schemas.periods import Period, billing_month
@@ -34,7 +34,7 @@ Progress = Callable[[str, int, int], None]
 class Closed:
     """What closing a period did: tenants by what became of their invoice. `late`: of the final ones, those whose usage has
     changed since, and how; the invoice stays as it is, and the next one carries the difference. `refunds`: credit notes that
-    were drafted, by tenant, in pico-units."""
+    were drafted, by tenant, in pico-units. `overtaken`: whose invoice somebody else drafted, finalized or voided meanwhile."""
 
     drafted: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
@@ -43,6 +43,7 @@ class Closed:
     parked: dict[str, str] = field(default_factory=dict)
     late: dict[str, str] = field(default_factory=dict)
     refunds: dict[str, int] = field(default_factory=dict)
+    overtaken: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -93,7 +94,7 @@ def close_period(
         if wanted:
             batch = _look(book, reader, state, groups, wanted, label, now)
             _compute(reader, state, batch)
-            with Session(book, expire_on_commit=False) as session, session.begin():
+            with writing(book) as session:
                 for tenant in wanted:
                     _keep(session, tenant, batch, closed, state.through, now)
         done += sum(len(group.tenants) for group in groups)
@@ -127,7 +128,7 @@ def _look(
     spans = [TenantSpan(name, seen.periods[name].start, seen.periods[name].end) for name in names]
     granted = {name: state.grants[name] for name in names if name in state.grants}
     end = max(seen.periods[name].end for name in names)
-    with Session(book, expire_on_commit=False) as session, session.begin():
+    with writing(book) as session:
         if granted:
             ledger.post_grants(session, granted, end, now)
         grants = ledger.open_grants(session, granted, end) if granted else {}
@@ -182,6 +183,10 @@ def _obstacle(tenant: str, batch: _Batch) -> str | None:
 def _keep(session: Session, tenant: Tenant, batch: _Batch, closed: Closed, through: int, now: datetime) -> None:
     """Write what was found about a tenant, and count it."""
     label = batch.seen.label
+    row = last_revision(session, tenant.id, label)
+    if _state(row) != _state(batch.rows.get(tenant.id)):
+        closed.overtaken.append(tenant.id)  # what was computed is from before that
+        return
     if (reason := _obstacle(tenant.id, batch)) is not None:
         closed.parked[tenant.id] = reason
         if tenant.id not in batch.held:
@@ -190,7 +195,6 @@ def _keep(session: Session, tenant: Tenant, batch: _Batch, closed: Closed, throu
     if (parked := session.get(ParkedRow, (tenant.id, label))) is not None:
         session.delete(parked)
     _keep_refunds(session, tenant, batch, closed, now)
-    row = batch.rows.get(tenant.id)
     invoice = batch.computed.invoices.get(tenant.id)
     if row is not None and row.status == "final":
         closed.final.append(tenant.id)
@@ -205,8 +209,13 @@ def _keep(session: Session, tenant: Tenant, batch: _Batch, closed: Closed, throu
         closed.unchanged.append(tenant.id)
     else:
         if row is not None and row.status == "draft":
-            session.delete(session.merge(row))  # what it was made from is gone
+            session.delete(row)  # what it was made from is gone
         closed.without_usage.append(tenant.id)
+
+
+def _state(row: InvoiceRow | None) -> tuple[int, str, str] | None:
+    """What a row says, as far as closing depends on it."""
+    return None if row is None else (row.id, row.status, row.document_sha256)
 
 
 def _write(session: Session, row: InvoiceRow | None, invoice: Invoice, now: datetime) -> InvoiceRow:
@@ -215,8 +224,6 @@ def _write(session: Session, row: InvoiceRow | None, invoice: Invoice, now: date
         revision = 1 if row is None else row.revision + 1
         row = InvoiceRow(tenant=invoice.tenant, period=invoice.period, status="draft", revision=revision)
         session.add(row)
-    else:
-        row = session.merge(row)
     if row.document_sha256 == invoice.sha256:
         return row
     row.currency, row.document, row.document_sha256 = invoice.currency, invoice.document, invoice.sha256

@@ -8,7 +8,7 @@ from hashlib import sha256
 from sqlalchemy import Engine, delete, select
 from sqlalchemy.orm import Session
 
-from taximeter_billing.book import AuditRow, CreditNoteRow, InvoiceRow
+from taximeter_billing.book import AuditRow, CreditNoteRow, InvoiceRow, writing
 from taximeter_billing.domain.adjusting import Adjustment
 from taximeter_billing.domain.invoice import canonical_json
 from taximeter_billing.domain.rounding import round_half_up
@@ -104,7 +104,7 @@ def give_back(
     Raises NotFoundError, FrozenError when the invoice is not final, AmountError, or when more would be given back than was
     invoiced.
     """
-    with Session(book, expire_on_commit=False) as session, session.begin():
+    with writing(book) as session:
         invoice = session.scalar(select(InvoiceRow).where(InvoiceRow.number == number).with_for_update())
         if invoice is None:
             raise NotFoundError(f"no invoice is called {number!r}")

@@ -8,7 +8,7 @@ from hashlib import sha256
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from taximeter_billing.book import ApiKeyRow
+from taximeter_billing.book import ApiKeyRow, writing
 from taximeter_billing.declarations.applying import Publish, current, record_change, send_outbox
 from taximeter_billing.declarations.plan import Change
 from taximeter_billing.errors import NotFoundError
@@ -32,7 +32,7 @@ def create_key(book: Engine, tenant: str, actor: str, now: datetime, publish: Pu
     secret = _PREFIX + secrets.token_urlsafe(32)
     digest = sha256(secret.encode()).hexdigest()
     key_id = f"key-{secrets.token_hex(6)}"
-    with Session(book) as session, session.begin():
+    with writing(book) as session:
         if (ControlKind.TENANT, tenant) not in current(session):
             raise NotFoundError(f"no tenant is called {tenant!r}; declare it and run `taximeter apply`")
         session.add(
@@ -52,7 +52,7 @@ def list_keys(book: Engine) -> list[ApiKeyRow]:
 
 def revoke_key(book: Engine, key_id: str, actor: str, now: datetime, publish: Publish) -> None:
     """Disable a key; gateways refuse it within seconds. Raises NotFoundError. Revoking it again changes nothing."""
-    with Session(book) as session, session.begin():
+    with writing(book) as session:
         row = session.get(ApiKeyRow, key_id)
         if row is None:
             raise NotFoundError(f"no key is called {key_id!r}")

@@ -12,8 +12,8 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from taximeter_billing import ledger, parking
-from taximeter_billing.book import AuditRow, InvoiceRow, ParkedRow
-from taximeter_billing.credit_notes import issue_drafts
+from taximeter_billing.book import AuditRow, CreditNoteRow, InvoiceRow, ParkedRow, writing
+from taximeter_billing.credit_notes import LATE, issue_drafts
 from taximeter_billing.declarations.state import State, read_state
 from taximeter_billing.errors import FrozenError, NotFoundError
 from taximeter_billing.numbering import next_number
@@ -29,7 +29,7 @@ def finalize_period(
 ) -> list[InvoiceRow]:
     """Finalize every draft of a month that is not parked; each gets the next number of the series, all in one transaction."""
     finalized = []
-    with Session(book, expire_on_commit=False) as session, session.begin():
+    with writing(book) as session:
         parked = {row.tenant for row in session.scalars(select(ParkedRow).where(parking.concerns(label)))}
         drafts = list(
             session.scalars(
@@ -49,6 +49,7 @@ def finalize_period(
             row.number, row.status, row.finalized_at = next_number(session, series), "final", now
             _pay(session, row, now)
             finalized.append(row)
+        _drop_stale_notes(session, label)
         issue_drafts(session, label, CREDIT_NOTES, now, _free_tenants(parked, stale, only, session, label))
         for row in finalized:
             if row.tenant in state.grants:
@@ -59,8 +60,8 @@ def finalize_period(
 
 def review(book: Engine, reference: str, actor: str, now: datetime) -> InvoiceRow:
     """Note that somebody looked at a draft and found it right. Closing that changes the draft takes the note away."""
-    with Session(book, expire_on_commit=False) as session, session.begin():
-        row = session.merge(find_invoice(book, reference))
+    with writing(book) as session:
+        row = _find(session, reference)
         if row.status != "draft":
             raise FrozenError(f"{reference} is {row.status}; only a draft is reviewed")
         row.reviewed_at, row.reviewed_by = now, actor
@@ -73,7 +74,7 @@ def void_invoice(book: Engine, number: str, reason: str, actor: str, now: dateti
 
     Raises NotFoundError, and FrozenError for a draft or what is void already.
     """
-    with Session(book, expire_on_commit=False) as session, session.begin():
+    with writing(book) as session:
         row = session.scalar(select(InvoiceRow).where(InvoiceRow.number == number).with_for_update())
         if row is None:
             raise NotFoundError(f"no invoice is called {number!r}")
@@ -94,12 +95,20 @@ def list_invoices(book: Engine, period: str | None = None) -> list[InvoiceRow]:
 
 def find_invoice(book: Engine, reference: str) -> InvoiceRow:
     """An invoice by its number, or the last by "tenant/period". Raises NotFoundError."""
-    tenant, _, period = reference.partition("/")
-    last = select(InvoiceRow).where(InvoiceRow.tenant == tenant, InvoiceRow.period == period)
     with Session(book, expire_on_commit=False) as session:
-        found = session.scalar(select(InvoiceRow).where(InvoiceRow.number == reference)) or session.scalar(
-            last.order_by(InvoiceRow.revision.desc()).limit(1)
-        )
+        return _find(session, reference)
+
+
+def last_revision(session: Session, tenant: str, period: str) -> InvoiceRow | None:
+    """The tenant's invoice for the month; of several revisions, the last."""
+    of_month = select(InvoiceRow).where(InvoiceRow.tenant == tenant, InvoiceRow.period == period)
+    return session.scalar(of_month.order_by(InvoiceRow.revision.desc()).limit(1))
+
+
+def _find(session: Session, reference: str) -> InvoiceRow:
+    tenant, _, period = reference.partition("/")
+    found = session.scalar(select(InvoiceRow).where(InvoiceRow.number == reference))
+    found = found or last_revision(session, tenant, period)
     if found is None:
         raise NotFoundError(f"no invoice is called {reference!r}; name its number, or TENANT/PERIOD")
     return found
@@ -128,6 +137,20 @@ def _stale(session: Session, label: str, rows: list[InvoiceRow], state: State) -
             if owed.get(detail["invoice"]) != int(detail["owed_before_pico"]):
                 stale[tenant] = f"late usage of {detail['period']} is invoiced already; close the period again"
     return stale
+
+
+def _drop_stale_notes(session: Session, label: str) -> None:
+    """Forget drafts of credit notes for late usage that was settled since: closing the period again makes what is still owed."""
+    drafts = select(CreditNoteRow).where(
+        CreditNoteRow.period == label, CreditNoteRow.status == "draft", CreditNoteRow.reason == LATE
+    )
+    notes = list(session.scalars(drafts))
+    owed = {one.invoice.number: one.owed_pico for one in billed_before(session, label, {note.tenant for note in notes})}
+    for note in notes:
+        details = [line["receipt"]["detail"] for line in json.loads(note.document)["lines"]]
+        if any(owed.get(detail["invoice"]) != int(detail["owed_before_pico"]) for detail in details):
+            session.delete(note)
+    session.flush()
 
 
 def _true_ups(document: dict[str, Any]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from hashlib import sha256
 from sqlalchemy import ColumnElement, Engine, select
 from sqlalchemy.orm import Session
 
-from taximeter_billing.book import AuditRow, FindingRow, ParkedRow
+from taximeter_billing.book import AuditRow, FindingRow, ParkedRow, writing
 from taximeter_billing.errors import NotFoundError
 
 EVERY_PERIOD = "*"
@@ -53,7 +53,7 @@ def record_findings(
     A tenant that it looked at and found nothing about is free again. Doing it twice changes nothing.
     """
     changes = Parking()
-    with Session(book) as session, session.begin():
+    with writing(book) as session:
         known: dict[str, list[FindingRow]] = {tenant: [] for tenant in findings}
         for row in session.scalars(select(FindingRow)):
             if looked_at is None or row.tenant in looked_at or row.tenant in findings:
@@ -77,7 +77,7 @@ def waive(book: Engine, tenant: str, because: str, actor: str, now: datetime) ->
 
     Raises NotFoundError when nothing stands about that tenant.
     """
-    with Session(book) as session, session.begin():
+    with writing(book) as session:
         rows = list(session.scalars(select(FindingRow).where(FindingRow.tenant == tenant)))
         standing = [row for row in rows if row.waived_at is None]
         if not standing:

@@ -8,7 +8,7 @@ import stripe
 from sqlalchemy import ColumnElement, Engine, select
 from sqlalchemy.orm import Session
 
-from taximeter_billing.book import CreditNoteRow, InvoiceRow
+from taximeter_billing.book import CreditNoteRow, InvoiceRow, writing
 from taximeter_billing.credit_notes import list_notes
 from taximeter_billing.payments import PushInvoice, PushLine, PushResult, push_invoice, stripe_client
 from taximeter_billing.payments.corrections import PushCreditNote, push_credit_note, void_invoice
@@ -38,7 +38,7 @@ def push_period(
         except PaymentError as error:
             yield row, error
             continue
-        with Session(book) as session, session.begin():
+        with writing(book) as session:
             kept = session.get_one(InvoiceRow, row.id)
             kept.stripe_invoice_id, kept.stripe_status = result.stripe_invoice_id, result.status
         yield row, result
@@ -67,7 +67,7 @@ def _void(book: Engine, client: stripe.StripeClient, row: InvoiceRow, stripe_id:
         status = void_invoice(client, row.number or "", stripe_id)
     except PaymentError as error:
         return error
-    with Session(book) as session, session.begin():
+    with writing(book) as session:
         session.get_one(InvoiceRow, row.id).stripe_status = status
     return f"{stripe_id} is {status}"
 
@@ -82,7 +82,7 @@ def _credit(book: Engine, client: stripe.StripeClient, note: CreditNoteRow, stri
         result = push_credit_note(client, wanted)
     except PaymentError as error:
         return error
-    with Session(book) as session, session.begin():
+    with writing(book) as session:
         session.get_one(CreditNoteRow, note.id).stripe_credit_note_id = result.stripe_credit_note_id
     return f"{result.stripe_credit_note_id} {'created' if result.created else 'was there'}, {result.status}"
 

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from taximeter_billing.book import InvoiceRow, PaymentRow, StripeEventRow
+from taximeter_billing.book import InvoiceRow, PaymentRow, StripeEventRow, writing
 from taximeter_billing.payments.state import PaymentState, PaymentStatus, invoice_of, read_state
 from taximeter_billing.payments.webhooks import StripeEvent
 
@@ -47,7 +47,7 @@ def take_event(book: Engine, event: StripeEvent, now: datetime) -> bool:
         retry_at=now,
     )
     try:
-        with Session(book) as session, session.begin():
+        with writing(book) as session:
             session.add(row)
     except IntegrityError:
         return False
@@ -65,7 +65,7 @@ def handle_waiting(book: Engine, client: stripe.StripeClient, clock: Callable[[]
             outcome, waits = _handle(book, client, row, clock), False
         except stripe.StripeError as error:
             outcome, waits = f"Stripe: {error.user_message or error}", True
-        with Session(book) as session, session.begin():
+        with writing(book) as session:
             kept = session.get_one(StripeEventRow, row.id)
             kept.outcome, kept.tries = outcome, kept.tries + 1
             if waits:
@@ -119,7 +119,7 @@ def _handle(book: Engine, client: stripe.StripeClient, row: StripeEventRow, cloc
 def _noted(book: Engine, state: PaymentState, seen: int, now: datetime) -> bool:
     """Keep what was seen, unless somebody looked in the meantime: then what we saw may be older than what is kept."""
     try:
-        with Session(book) as session, session.begin():
+        with writing(book) as session:
             number = _find(session, state)
             if number is None:
                 return True

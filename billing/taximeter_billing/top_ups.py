@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from taximeter_billing.book import DeclaredRow
+from taximeter_billing.book import DeclaredRow, writing
 from taximeter_billing.declarations.applying import Publish, current, record_change, send_outbox
 from taximeter_billing.declarations.plan import Change
 from taximeter_billing.errors import DeclarationError, FrozenError, NotFoundError
@@ -77,7 +77,7 @@ def list_top_ups(book: Engine, tenant: str | None = None) -> list[Entry]:
 
 
 def _recorded(book: Engine, wanted: Wanted, actor: str, now: datetime) -> ToppedUp:
-    with Session(book) as session, session.begin():
+    with writing(book) as session:
         things = current(session)
         wallet = _wallet(things, wanted)
         made = TopUp(

@@ -76,15 +76,15 @@ class UsageReader:
     def rows(self, spans: Sequence[TenantSpan]) -> Iterator[UsageRow]:
         """The rated events, tenant by tenant in the order given, in order of time, block by block."""
         for parameters in _parameters(spans):
-            yield from self._rows("billing_rows", parameters)
+            yield from self._rows({**parameters, "taken_back": 0, "corrected": []})
 
     def taken_back(self, spans: Sequence[TenantSpan], corrected: Collection[str]) -> Iterator[UsageRow]:
         """Of `rows`, those that their own line may not pay for: of reserved throughput, and with one of these event ids."""
         for parameters in _parameters(spans):
-            yield from self._rows("billing_taken_back_rows", {**parameters, "corrected": sorted(corrected)})
+            yield from self._rows({**parameters, "taken_back": 1, "corrected": sorted(corrected)})
 
-    def _rows(self, name: str, parameters: Mapping[str, Any]) -> Iterator[UsageRow]:
-        with self.client.query_row_block_stream(query(name), parameters=dict(parameters)) as blocks:
+    def _rows(self, parameters: Mapping[str, Any]) -> Iterator[UsageRow]:
+        with self.client.query_row_block_stream(query("billing_rows"), parameters=dict(parameters)) as blocks:
             for block in blocks:
                 for row in block:
                     values = [*row[:21], tuple(row[21]), *row[22:]]

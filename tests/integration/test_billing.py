@@ -16,8 +16,6 @@ from taximeter_billing.declarations import apply_declarations, read_mapping
 from taximeter_billing.errors import NotFoundError, PeriodOpenError
 from taximeter_billing.warehouse import UsageReader
 from taximeter_schemas.control import ControlRecord
-from taximeter_sql import connect, migrate
-from tests.face_process import FaceProcess
 
 NOW = datetime(2026, 12, 5, tzinfo=UTC)
 PERIOD = "2026-11"
@@ -51,14 +49,6 @@ def book(book_url: str) -> Iterator[Engine]:
     apply_declarations(engine, read_mapping(content()), "tester", NOW, publish)
     yield engine
     engine.dispose()
-
-
-@pytest.fixture
-def warehouse(clickhouse: FaceProcess, unique_database: str) -> Iterator[Client]:
-    client = connect(clickhouse.url(unique_database))
-    migrate(client)
-    yield client
-    client.close()
 
 
 def insert(warehouse: Client, *rows: dict[str, Any]) -> None:

@@ -30,21 +30,12 @@ from taximeter_billing.settings import BillingSettings
 from taximeter_billing.warehouse import UsageReader
 from taximeter_producers.control import ControlFollower
 from taximeter_producers.topics import ensure_topics
-from taximeter_sql import connect, migrate
 from tests.face_process import FaceProcess
 from tests.integration.test_billing import NOW, PERIOD, content, insert, shared_prefix
 
 TOKEN = "an-admin-token"
 WITH_TOKEN = {"Authorization": f"Bearer {TOKEN}"}
 PARTITIONS = 4
-
-
-@pytest.fixture
-def warehouse(clickhouse: FaceProcess, unique_database: str) -> Iterator[Client]:
-    client = connect(clickhouse.url(unique_database))
-    migrate(client)
-    yield client
-    client.close()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -14,7 +14,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from taximeter_billing.book import AuditRow, DeclaredRow, OutboxRow, open_book, upgrade
+from taximeter_billing.book import AuditRow, DeclaredRow, OutboxRow, upgrade
 from taximeter_billing.book.tables import Base
 from taximeter_billing.declarations import apply_declarations, read_mapping, republish
 from taximeter_billing.errors import FrozenError, NotFoundError
@@ -59,13 +59,6 @@ def content(limit: str = "10", output: str = "1.50") -> dict[str, Any]:
         "tenants": [{"id": "acme"}],
         "budgets": [{"id": "month", "tenant": "acme", "limit": limit}],
     }
-
-
-@pytest.fixture
-def book(book_url: str) -> Iterator[Engine]:
-    engine = open_book(book_url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

@@ -1,15 +1,12 @@
 """Keeping blocks in cache as a line of its own: over a month's end, with late usage, proven, and in what-if."""
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
 from clickhouse_connect.driver.client import Client
 from sqlalchemy import Engine
 
-from taximeter_billing.book import open_book
 from taximeter_billing.closing import close_period, finalize_period, find_invoice
 from taximeter_billing.declarations import apply_declarations, read_mapping
 from taximeter_billing.declarations.prices import read_rate_card
@@ -20,9 +17,7 @@ from taximeter_billing.verifying import verify_invoice
 from taximeter_billing.warehouse import UsageReader
 from taximeter_billing.what_if import what_if
 from taximeter_schemas.cache_policies import load_cache_policy
-from taximeter_sql import connect, migrate
 from tests.exported_invoices import ISSUER
-from tests.face_process import FaceProcess
 from tests.integration.test_billing import BLOCK_TOKENS, content, insert, publish, shared_prefix
 
 DECLARED = datetime(2026, 10, 1, tzinfo=UTC)
@@ -43,26 +38,6 @@ def declared(borne_by: str = "creator", ttl_seconds: int | None = 7200) -> dict[
     for tenant in whole["tenants"]:
         tenant["cache_policy"] = "kept"
     return whole
-
-
-@pytest.fixture
-def book(book_url: str) -> Iterator[Engine]:
-    engine = open_book(book_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def warehouse(clickhouse: FaceProcess, unique_database: str) -> Iterator[Client]:
-    client = connect(clickhouse.url(unique_database))
-    migrate(client)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def reader(warehouse: Client) -> UsageReader:
-    return UsageReader(warehouse)
 
 
 def declare(book: Engine, borne_by: str = "creator") -> None:

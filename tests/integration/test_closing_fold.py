@@ -1,7 +1,6 @@
 """Invoices whose usage ClickHouse added up are, byte for byte, those of a settlement that reads event by event."""
 
 import random
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +10,6 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from taximeter_billing import folding
-from taximeter_billing.book import open_book
 from taximeter_billing.computing import Extra, compute, compute_groups, look
 from taximeter_billing.declarations import apply_declarations, read_mapping
 from taximeter_billing.declarations.state import State, read_state
@@ -23,8 +21,6 @@ from taximeter_billing.ledger import instances
 from taximeter_billing.margins import margins_of_month
 from taximeter_billing.warehouse import UsageReader
 from taximeter_schemas.periods import billing_month
-from taximeter_sql import connect, migrate
-from tests.face_process import FaceProcess
 from tests.integration.test_billing import publish
 
 NOW = datetime(2026, 12, 5, tzinfo=UTC)
@@ -72,21 +68,6 @@ def declared(policy: dict[str, Any]) -> dict[str, Any]:
         ],
         "credits": [{"id": "g", "tenant": "globex", "amount": "0.01", "effective_at": "2026-11-11T11:11:11Z"}],
     }  # fmt: skip
-
-
-@pytest.fixture
-def book(book_url: str) -> Iterator[Engine]:
-    engine = open_book(book_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def warehouse(clickhouse: FaceProcess, unique_database: str) -> Iterator[Client]:
-    client = connect(clickhouse.url(unique_database))
-    migrate(client)
-    yield client
-    client.close()
 
 
 def event(dice: random.Random, number: int) -> UsageRow:

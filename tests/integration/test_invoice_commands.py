@@ -1,7 +1,7 @@
 """The commands that prove, explain and change invoices, as a person types them."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,20 +15,11 @@ from taximeter_billing.closing import close_period, finalize_period
 from taximeter_billing.declarations import apply_declarations, read_mapping
 from taximeter_billing.payments.double.store import Store
 from taximeter_billing.warehouse import UsageReader
-from taximeter_sql import connect, migrate
 from tests.double_process import judged_double
 from tests.face_process import FaceProcess
 from tests.integration.test_billing import NOW, PERIOD, content, insert, publish, shared_prefix
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture
-def warehouse(clickhouse: FaceProcess, unique_database: str) -> Iterator[Client]:
-    client = connect(clickhouse.url(unique_database))
-    migrate(client)
-    yield client
-    client.close()
 
 
 @pytest.fixture

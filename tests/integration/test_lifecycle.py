@@ -1,7 +1,6 @@
 """An invoice from its period to its end: contracts, credits, late usage, voids, credit notes; each proven from raw rows."""
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from taximeter_billing import ledger
 from taximeter_billing.alerting import negative_margin_alerts
-from taximeter_billing.book import CreditEntryRow, open_book
+from taximeter_billing.book import CreditEntryRow
 from taximeter_billing.closing import close_period, finalize_period, find_invoice, list_invoices
 from taximeter_billing.credit_notes import give_back, list_notes
 from taximeter_billing.declarations import apply_declarations, read_mapping
@@ -27,8 +26,6 @@ from taximeter_billing.warehouse import UsageReader
 from taximeter_billing.what_if import what_if
 from taximeter_schemas.cache_policies import load_cache_policy
 from taximeter_schemas.money import from_pico, to_pico
-from taximeter_sql import connect, migrate
-from tests.face_process import FaceProcess
 from tests.integration.test_billing import content, insert, publish, shared_prefix
 
 DECLARED = datetime(2026, 10, 1, tzinfo=UTC)
@@ -56,26 +53,6 @@ def contracts() -> dict[str, Any]:
              "effective_at": "2026-11-01T00:00:00Z"}
         ],
     }  # fmt: skip
-
-
-@pytest.fixture
-def book(book_url: str) -> Iterator[Engine]:
-    engine = open_book(book_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def warehouse(clickhouse: FaceProcess, unique_database: str) -> Iterator[Client]:
-    client = connect(clickhouse.url(unique_database))
-    migrate(client)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def reader(warehouse: Client) -> UsageReader:
-    return UsageReader(warehouse)
 
 
 def declare(book: Engine, more: dict[str, Any] | None = None, at: datetime = DECLARED) -> None:

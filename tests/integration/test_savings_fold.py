@@ -1,7 +1,6 @@
 """Savings folded in ClickHouse agree with the plain engine to the unit, and with both the events' own costs."""
 
 import random
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,8 +13,6 @@ from taximeter_billing.folding import UsageFold
 from taximeter_billing.warehouse import TenantSpan
 from taximeter_schemas.cache_policies import load_cache_policy
 from taximeter_schemas.rate_cards import RateCard
-from taximeter_sql import connect, migrate
-from tests.face_process import FaceProcess
 
 START, END = datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC)
 TENANTS = ("acme", "globex", "initech", "wonka")
@@ -44,14 +41,6 @@ CARD = RateCard.model_validate(
         ],
     }
 )  # fmt: skip
-
-
-@pytest.fixture
-def warehouse(clickhouse: FaceProcess, unique_database: str) -> Iterator[Client]:
-    client = connect(clickhouse.url(unique_database))
-    migrate(client)
-    yield client
-    client.close()
 
 
 def events(seed: int, count: int) -> list[UsageRow]:

@@ -1,7 +1,6 @@
 """Storage that ClickHouse adds up is, to the unit, that of the plain engine, over the turn of months too."""
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
@@ -16,8 +15,6 @@ from taximeter_billing.warehouse import TenantSpan
 from taximeter_schemas.cache_policies import CachePolicy, load_cache_policy
 from taximeter_schemas.periods import Period, billing_month
 from taximeter_schemas.rate_cards import RateCard
-from taximeter_sql import connect, migrate
-from tests.face_process import FaceProcess
 from tests.integration.test_savings_fold import CARD, TENANTS, events, insert
 
 MONTHS = [billing_month(label, "UTC") for label in ("2026-10", "2026-11", "2026-12")]
@@ -31,14 +28,6 @@ PRICED = RateCard.model_validate(
         ],
     }
 )
-
-
-@pytest.fixture
-def warehouse(clickhouse: FaceProcess, unique_database: str) -> Iterator[Client]:
-    client = connect(clickhouse.url(unique_database))
-    migrate(client)
-    yield client
-    client.close()
 
 
 def around_a_month(seed: int, count: int) -> list[UsageRow]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,6 @@ def content(tenant: str, **more: Any) -> dict[str, Any]:
         "budgets": [{"id": f"{tenant}-wallet", "tenant": tenant, "period": "lifetime", "limit": "0"}],
         **more,
     }
-
-
-@pytest.fixture
-def book(book_url: str) -> Iterator[Engine]:
-    opened = open_book(book_url)
-    yield opened
-    opened.dispose()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The book of record: what was declared, by whom, and the invoices. SQLite by default, Postgres by address."""
 
-from taximeter_billing.book.engine import open_book, upgrade
+from taximeter_billing.book.engine import open_book, upgrade, writing
 from taximeter_billing.book.tables import (
     ApiKeyRow,
     AuditRow,
@@ -31,4 +31,5 @@ __all__ = [
     "StripeEventRow",
     "open_book",
     "upgrade",
+    "writing",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Engine, delete, select
 from sqlalchemy.orm import Session
 
-from taximeter_billing.book import AuditRow, DeclaredRow, OutboxRow
+from taximeter_billing.book import AuditRow, DeclaredRow, OutboxRow, writing
 from taximeter_billing.declarations.declared import Declared
 from taximeter_billing.declarations.plan import Change, Plan, make_plan
 from taximeter_billing.declarations.reading import read_file
@@ -42,7 +42,7 @@ def apply_declarations(
     book: Engine, declared: list[Declared], actor: str, now: datetime, publish: Publish, *, prune: bool = False
 ) -> Applied:
     """Bring the book to what is declared, and tell the log. Doing it again changes nothing. Raises FrozenError."""
-    with Session(book) as session, session.begin():
+    with writing(book) as session:
         plan = make_plan(current(session), declared, prune=prune)
         for change in plan.changes:
             record_change(session, change, actor, now)
@@ -108,7 +108,7 @@ def send_outbox(book: Engine, publish: Publish) -> int:
         return 0
     records = [ControlRecord.model_validate_json(row.record) for row in rows]
     count = publish(records)
-    with Session(book) as session, session.begin():
+    with writing(book) as session:
         gone = session.execute(
             delete(OutboxRow).where(OutboxRow.id.in_([row.id for row in rows])).returning(OutboxRow.id)
         )
