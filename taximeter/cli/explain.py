@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taximeter.cli.billing_session import book_and_usage, errors_for_people
+from taximeter_billing.domain.storage import STORAGE
 from taximeter_billing.domain.usage import UsageRow
 from taximeter_billing.explaining import Explanation, explain_line
 from taximeter_billing.settings import BillingSettings
@@ -87,7 +88,11 @@ def _components(line: Mapping[str, Any], currency: str) -> Table:
 
 def _detail(line: Mapping[str, Any]) -> Text:
     detail = line["receipt"].get("detail", {})
-    return Text("\n".join(f"{name}: {value}" for name, value in detail.items()))
+    said = [f"{name}: {value}" for name, value in detail.items()]
+    if line["kind"] == STORAGE:
+        arithmetic = f"{detail['token_seconds']} token-seconds x {detail['price_pico_token_hour']} / 3600"
+        said.append(f"{arithmetic} = {int(line['net_pico']):,} pico, rounded once over the cache pool")
+    return Text("\n".join(said))
 
 
 def _sum(line: Mapping[str, Any], currency: str) -> Text:

@@ -148,7 +148,7 @@ def test_a_storage_line_is_explained_and_exported(book: Engine, warehouse: Clien
     kinds = [line["kind"] for line in json.loads(row.document)["lines"]]
     assert kinds == ["usage", "storage"]
     found = explain_line(book, reader, "globex/2026-11", 2)
-    assert found.agrees
+    assert [event.event_id for event in found.events] == ["b"]
     assert found.line["net_pico"] == str(2 * 2 * BLOCK_HOUR)
     exported = from_document(row.document, "draft", None, row.document_sha256, None, ISSUER)
     assert (
