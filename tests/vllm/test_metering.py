@@ -155,12 +155,13 @@ def test_tags_are_believed_under_a_signature_only(generator: VllmWorker) -> None
     url, known = f"{generator.url}/v1/chat/completions", len(generator.events())
     assert httpx.post(url, json=body, timeout=SECONDS_MAX).status_code == 401
     headers = generator.headers()
-    forged = {**headers, "x-taximeter-tags": headers["x-taximeter-tags"].replace(" acme ", " globex ")}
+    forged = {**headers, "x-taximeter-tags": headers["x-taximeter-tags"].replace('"acme"', '"globex"')}
+    assert forged != headers
     assert httpx.post(url, json=body, headers=forged, timeout=SECONDS_MAX).status_code == 401
     assert httpx.post(url, json=body, headers=headers, timeout=SECONDS_MAX).status_code == 200
     assert httpx.post(url, json=body, headers=headers, timeout=SECONDS_MAX).status_code == 401
     (event,) = generator.await_events(known + 1)[known:]
-    assert f" {event.id} " in headers["x-taximeter-tags"]
+    assert f'"{event.id}"' in headers["x-taximeter-tags"]
     assert event.source == "taximeter-gateway/gateway-1"
 
 
