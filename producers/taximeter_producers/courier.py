@@ -70,7 +70,8 @@ class Courier:
         self._spool_bytes_max = spool_bytes_max
         self._make_probe = partial(TopicProbe, bootstrap_servers, topic)
         self._make_client = partial(make_client, bootstrap_servers, delivery_seconds_max, self._on_error)
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._pending: list[Parcel] = []
         """For the Kafka client, once it is known to be of use and the crate before is empty."""
         self._crate: Crate | None = None
@@ -104,12 +105,14 @@ class Courier:
         Raises SpoolFullError when they would not fit into the spool.
         """
         size = sum(map(frame_bytes, parcels))
-        with self._changed:
+        with self._lock:
             self._admit(size)
             self._pending += parcels
             too_much = self._unsafe_bytes > _WAITING_BYTES_MAX or len(self._pending) > QUEUE_MESSAGES_MAX
             if self._broker is _Broker.AWAY or self._spent or too_much:
                 self._hold_pending()
+                return
+            if self._crate is not None:  # they go when that is empty
                 return
             now = time.monotonic()
             many = len(self._pending) >= _CRATE_PARCELS_MIN or now - self._crated_at > _CRATE_SECONDS

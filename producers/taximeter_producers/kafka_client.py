@@ -31,7 +31,8 @@ def make_client(
             "acks": "all",
             "compression.type": "lz4",
             "partitioner": "murmur2_random",
-            "linger.ms": 5,
+            # A crate comes whole; to wait for more is time in which nothing is under way.
+            "linger.ms": 1,
             "message.timeout.ms": delivery_ms_max,
             "request.timeout.ms": min(30_000, delivery_ms_max),
             "message.max.bytes": EVENT_BYTES_MAX + 20_000,

@@ -85,7 +85,7 @@ def _throughput(folder: Path, options: argparse.Namespace) -> object:
 
 def _flat(folder: Path, options: argparse.Namespace) -> object:
     """One meter from an empty warehouse on; what an event costs in each stretch."""
-    total = 20_000_000 if options.full else 3_000_000
+    total = options.events or (20_000_000 if options.full else 3_000_000)
     stretch = total // 10
     if options.quick:
         total, stretch = 4_000, 2_000

@@ -152,8 +152,8 @@ def _one_at_a_time(found: list[dict[str, float]]) -> list[str]:
 def _checked(at_once: dict[str, dict[str, float]]) -> list[str]:
     """Several workers on the two cores of the stand, with everything else: measured by the clock, and simulated."""
     table = [
-        "Several at once, on two cores that they share with all else; and the simulation, from each run's own costs and from those"
-        " of the run with one worker:",
+        "Several at once, on two cores that they share with all else; and the simulation, from each run's own costs and from"
+        " those of the run with one worker:",
         "",
         "| workers | worker, µs | ClickHouse, µs | broker, giving, µs | events/s by the clock | simulated |"
         " from one worker's costs |",

@@ -3,8 +3,9 @@
 import contextlib
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,6 +27,9 @@ from tests.kafka_broker import ApacheKafka
 
 FIRST_ROWS_SECONDS_MAX = 180.0
 _POLL_SECONDS = 0.05
+WARM_EVENTS = 10_000
+MADE_MAX = 200_000
+"""In a long run so many events are made, and come again and again under ids of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,9 @@ class Stand:
         """Put that many more events into the log, evenly over its partitions. Returns their mean size in bytes."""
         now = traffic.utc_now()
         publish(self.kafka.bootstrap_servers, traffic.declarations(now))
+        return self._produce(traffic.events(count, seed, now), count)
+
+    def _produce(self, events: Iterator[tuple[str, bytes]], count: int) -> float:
         producer = Producer(
             {
                 "bootstrap.servers": self.kafka.bootstrap_servers, "compression.type": "lz4", "linger.ms": 50,
@@ -106,7 +113,7 @@ class Stand:
             }
         )  # fmt: skip
         size = 0
-        for number, (event_id, payload) in enumerate(traffic.events(count, seed, now)):
+        for number, (event_id, payload) in enumerate(islice(events, count)):
             size += len(payload)
             producer.produce(USAGE_EVENTS.name, payload, event_id.encode(), partition=number % self.partitions)
             if number % 5_000 == 0:
@@ -142,18 +149,32 @@ class Stand:
         return measured
 
     def stretches(self, candidate: Candidate, total: int, stretch: int) -> list[Measured]:
-        """Let one run store `total` events, which are put into the log stretch by stretch, and measure each stretch."""
-        database = f"bench_{secrets.token_hex(4)}"
-        found = []
+        """Let one run store `total` events, which are put into the log stretch by stretch, and measure each stretch.
+
+        By CPU: it stores while the log is still being filled.
+        """
+        database, now = f"bench_{secrets.token_hex(4)}", traffic.utc_now()
+        publish(self.kafka.bootstrap_servers, traffic.declarations(now))
+        events = traffic.again(list(traffic.events(min(stretch, MADE_MAX), 1, now)), 2)
+        found: list[Measured] = []
         with connect(self.face.url(database)) as client:
             migrate(client)
             child = self.child(candidate, database, 0)
             try:
                 child.start()
-                for number in range(total // stretch):
-                    self.fill(stretch, seed=number)
-                    found.append(self._watch(candidate, [child], client, self.filled, self.filled - stretch))
-                    note(f"{self.filled:,} stored: {found[-1].worker_us:.2f} us of CPU an event")
+                self._produce(events, WARM_EVENTS)  # its start is no event's
+                self._watch(candidate, [child], client, self.filled)
+                for _stretch in range(total // stretch):
+                    began, before = time.monotonic(), self._cpu([child.pid or 0])
+                    self._produce(events, stretch)
+                    self._watch(candidate, [child], client, self.filled)
+                    spent = [late - early for early, late in zip(before, self._cpu([child.pid or 0]), strict=True)]
+                    peak = processes.peak_megabytes(processes.tree(child.pid or 0)[-1])
+                    found.append(Measured(stretch, time.monotonic() - began, spent[0], spent[1], spent[2], peak))
+                    note(
+                        f"{self.filled - WARM_EVENTS:,} of {total:,} stored: {found[-1].worker_us:.2f} us of CPU an event,"
+                        f" ClickHouse {found[-1].warehouse_us:.2f} us, {peak:.0f} MB, {found[-1].seconds:.0f} s"
+                    )
             finally:
                 child.stop()
                 client.command(f"DROP DATABASE {database}")
@@ -176,9 +197,7 @@ class Stand:
         }
         return ChildProcess(name, tethered_command(candidate.command), environment, self.folder / f"{name}.log")
 
-    def _watch(
-        self, candidate: Candidate, children: list[ChildProcess], client: Client, wanted: int, since: int = 0
-    ) -> Measured:
+    def _watch(self, candidate: Candidate, children: list[ChildProcess], client: Client, wanted: int) -> Measured:
         def stored() -> int:
             for child in children:
                 if not child.running:
@@ -187,7 +206,7 @@ class Stand:
 
         pids = [child.pid or 0 for child in children]
         deadline = time.monotonic() + FIRST_ROWS_SECONDS_MAX
-        while (first := stored()) <= since:
+        while not (first := stored()):
             for number, pid in enumerate(pids):
                 processes.hold_to(pid, [processes.cores()[number % len(processes.cores())]])
             if time.monotonic() > deadline:

@@ -1,7 +1,7 @@
 """The events of the benchmarks: seeded, of the published schema, some 430 bytes, from 500 tenants; and what is declared."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from taximeter_schemas.control import ControlKind, ControlRecord
@@ -36,6 +36,17 @@ def events(count: int, seed: int, now: datetime) -> Iterator[tuple[str, bytes]]:
             worker=tenant % 16, sequence=sequence,
         )  # fmt: skip
         yield f"{event_id:032x}", text.encode()
+
+
+def again(made: Sequence[tuple[str, bytes]], seed: int) -> Iterator[tuple[str, bytes]]:
+    """The same events under ids of their own, one `made` after the other without end: in a tenth of the time of making them."""
+    bits = random.Random(seed).getrandbits
+    at = made[0][1].index(made[0][0].encode())
+    parts = [(payload[:at], payload[at + 32 :]) for _, payload in made]
+    while True:
+        for head, tail in parts:
+            event_id = f"{bits(128):032x}"
+            yield event_id, head + event_id.encode() + tail
 
 
 def declarations(now: datetime) -> list[ControlRecord]:

@@ -136,6 +136,36 @@ def test_a_producer_id_names_a_folder(producer_id: str, tmp_path: Path) -> None:
         UsageProducer(bootstrap_servers=NOWHERE, producer_id=producer_id, spool_dir=tmp_path)
 
 
+_FORKING = """
+import os, sys
+from taximeter_producers import ProducerClosedError, UsageProducer
+producer = UsageProducer(bootstrap_servers="127.0.0.1:1", producer_id="svc-a", spool_dir=sys.argv[1])
+child = os.fork()
+if child == 0:
+    try:
+        producer.emit({})
+    except ProducerClosedError:
+        producer.close()
+        os._exit(7)
+    finally:
+        os._exit(1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+producer.close()
+"""
+
+
+def test_a_forked_process_takes_nothing_with_its_parents_producer(tmp_path: Path) -> None:
+    script = _FORKING.replace("producer.emit({})", f"producer.emit({usage('e1')!r})")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_processes_do_not_share_a_spool(tmp_path: Path) -> None:
     with make(NOWHERE, tmp_path), pytest.raises(SpoolBusyError):
         make(NOWHERE, tmp_path)
