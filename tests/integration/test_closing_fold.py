@@ -32,19 +32,21 @@ _PLAIN = {"model": "m", "uncached_input": "1.25", "cache_read_gpu": "0.125", "ca
 
 
 def declared(policy: dict[str, Any]) -> dict[str, Any]:
-    """Two pools and everything by which events are told apart: bands, tags, units beside tokens, cuts, reserved throughput."""
+    """Two pools and everything by which events are told apart: bands, tags, units beside tokens, cuts, reserved throughput.
+    Keeping blocks has a price where the policy says how long they stay."""
+    kept = {"cache_storage": "0.50"} if "ttl_seconds" in policy else {}
     tiers = [{"up_to": 20_000, "price": "1.25"}, {"price": "0.60"}]
     return {
         "rate_cards": [
             {
                 "id": "default", "version": 1, "effective_from": "2026-01-01T00:00:00Z",
                 "prices": [
-                    {**_PLAIN, "cache_write_5m": "1.5", "reasoning": "6", "request": "0.0001",
+                    {**_PLAIN, **kept, "cache_write_5m": "1.5", "reasoning": "6", "request": "0.0001",
                      "bands": [{"input_over": 100, "uncached_input": "2.5", "output": "7"}]},
                     {**_PLAIN, "feature": "search", "search_unit": "0.002", "output": "4"},
                     {**_PLAIN, "service_tier": "provisioned"},
                     {**_PLAIN, "region": "eu", "uncached_input": "2"},
-                    {"model": "n", "uncached_input": "3", "cache_read_gpu": "0.3", "output": "9", "gpu_second": "0.001",
+                    {**kept, "model": "n", "uncached_input": "3", "cache_read_gpu": "0.3", "output": "9", "gpu_second": "0.001",
                      "adapter_hour": "0.05"},
                 ],
             }
@@ -53,7 +55,7 @@ def declared(policy: dict[str, Any]) -> dict[str, Any]:
         "cache_pools": [{"id": "p", "tenants": ["acme", "globex"]}, {"id": "q", "tenants": ["initech"]}],
         "tenants": [
             *({"id": tenant, "cache_policy": "shared"} for tenant in TENANTS[:3]),
-            {"id": "berlin", "time_zone": "Europe/Berlin"},
+            {"id": "berlin", "time_zone": "Europe/Berlin", **({"cache_policy": "shared"} if kept else {})},
         ],
         "contracts": [
             {
@@ -125,6 +127,7 @@ def extra(state: State) -> Extra:
     "policy",
     [
         {"kind": "shapley_use"},
+        {"kind": "shapley_tenant", "storage": "shared", "ttl_seconds": 90_000},
         {"kind": "waterfall", "provider_bps": 1_000, "beneficiary_bps": 3_000, "warmer_bps": 4_000, "pool_bps": 2_000,
          "pool_weight": "list_spend", "warmer_cap_bps": 7_000, "self_hits": "share"},
     ],
@@ -164,6 +167,7 @@ def test_what_clickhouse_adds_up_is_invoiced_to_the_byte(
     said = "".join(invoice.document for invoice in folded.invoices.values())
     for kind in ("void", "covered", "reservation", "allowance", "credit"):
         assert f'"kind":"{kind}"' in said
+    assert ('"kind":"storage"' in said) == ("ttl_seconds" in policy)
     for counted in ("search_unit", "gpu_microsecond", "adapter_hour", "reasoning", "cache_write_5m"):
         assert f'"class":"{counted}"' in said
 
