@@ -29,7 +29,11 @@ def show_list(tenant: Annotated[str, typer.Option(help="Only of that tenant.")] 
     except KafkaException as error:
         Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
-    table = Table("budget", "tenant", "period", "limit", "spent", "leased", "left", box=box.SIMPLE)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("budget", "tenant", "period"):
+        table.add_column(head, overflow="fold")
+    for head in ("limit", "spent", "leased", "left"):
+        table.add_column(head, justify="right", no_wrap=True)  # folded names, never a cut amount
     for name, state in sorted(states.items()):
         for position in state.positions if tenant in ("", name) else ():
             table.add_row(escape(position.budget.id), escape(name), *_cells(position))
@@ -53,5 +57,6 @@ def topups(tenant: Annotated[str, typer.Option(help="Only of that tenant.")] = "
 def _cells(position: BudgetPosition) -> list[str]:
     budget = position.budget
     period = "prepaid" if budget.period is PeriodKind.LIFETIME else position.period
-    amounts = (budget.limit_pico, position.spent_pico, position.leased_pico, position.available_pico)
-    return [period, *(format_pico(amount, budget.currency) for amount in amounts)]
+    amounts = (position.spent_pico, position.leased_pico, position.available_pico)
+    bare = (format_pico(amount, budget.currency).removesuffix(f" {budget.currency}") for amount in amounts)
+    return [period, format_pico(budget.limit_pico, budget.currency), *bare]

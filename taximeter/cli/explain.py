@@ -68,21 +68,20 @@ def _parts(found: Explanation) -> Iterator[Table | Text]:
 
 
 def _components(line: Mapping[str, Any], currency: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    # Folded, not cut: what an auditor adds up must be there in whole, however narrow the terminal.
-    for head in ("price of", "class"):
-        table.add_column(head, overflow="fold")
+    parts = line["receipt"]["components"]
+    scopes = {part["price"] for part in parts}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="dim")
+    if len(scopes) > 1:
+        table.add_column("price of", overflow="fold")
+    else:
+        table.title = Text(f"price of {next(iter(scopes), '-')}")
+    table.add_column("class", overflow="fold")
     for head in ("quantity", f"x pico-{currency}", f"= {currency}", "without cache"):
-        table.add_column(head, justify="right", overflow="fold")
-    for part in line["receipt"]["components"]:
+        table.add_column(head, justify="right", no_wrap=True)  # what an auditor adds up is never cut
+    for part in parts:
         amounts = [_bare(int(part[name]), currency) for name in ("amount_pico", "list_pico")]
-        table.add_row(
-            part["price"].replace(" ", "\n"),
-            part["class"],
-            f"{part['quantity']:,}",
-            f"{int(part['price_pico']):,}",
-            *amounts,
-        )
+        scope = [part["price"]] if len(scopes) > 1 else []
+        table.add_row(*scope, part["class"], f"{part['quantity']:,}", f"{int(part['price_pico']):,}", *amounts)
     return table
 
 
@@ -113,14 +112,20 @@ def _events(found: Explanation) -> Table:
     rest = found.events_all - len(found.events)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{found.events_all:,} events", title_justify="left")
     table.caption = f"and {rest:,} more" if rest else None
-    for head in ("time (UTC)", "event"):
-        table.add_column(head, overflow="fold")
-    for head in ("input", "cached", "written", "output", "list", "metered"):
-        table.add_column(head, justify="right", overflow="fold")
-    for row in found.events:
-        counts = (row.uncached_input, sum(row.reads.values()), sum(row.writes.values()), row.output)
+    counts = {
+        "input": [row.uncached_input for row in found.events],
+        "cached": [sum(row.reads.values()) for row in found.events],
+        "written": [sum(row.writes.values()) for row in found.events],
+        "output": [row.output for row in found.events],
+    }
+    shown = {head: column for head, column in counts.items() if any(column)}
+    table.add_column("event, ended (UTC)", overflow="fold", ratio=1)
+    for head in (*shown, "list", "metered"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for place, row in enumerate(found.events):
         amounts = (_bare(pico, found.invoice.currency) for pico in (row.list_pico, row.metered_pico))
-        table.add_row(_time(row).replace(" ", "\n"), row.event_id, *(f"{count:,}" for count in counts), *amounts)
+        of_row = (f"{column[place]:,}" for column in shown.values())
+        table.add_row(Text(f"{row.event_id}\n{_time(row)}"), *of_row, *amounts)
     return table
 
 

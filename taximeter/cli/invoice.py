@@ -67,6 +67,11 @@ def close(
         console.print(f"[dim]without usage: {', '.join(closed.without_usage)}[/]", highlight=False)
     for name, reason in closed.parked.items():
         console.print(f"[yellow]parked: {name}: {escape(reason)}[/]", highlight=False)
+    for name in closed.overtaken:
+        console.print(
+            f"[yellow]left alone: {name}: somebody else changed its invoice meanwhile; close the period again[/]",
+            highlight=False,
+        )
     for name, reason in closed.late.items():
         console.print(f"[yellow]late usage: {name}: {escape(reason)}[/]", highlight=False)
     for name, pico in closed.refunds.items():

@@ -61,7 +61,9 @@ def list_all(
     if not shown:
         console.print("nothing was rejected" if not found else "nothing is open; --all shows what was")
         return
-    table = Table("place", "arrived (UTC)", "tenant", "event", "reason", "state", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("place", "arrived (UTC)", "tenant", "event", "reason", "state"):
+        table.add_column(head, overflow="fold", no_wrap=head in ("place", "reason"))
     for one in shown[:limit]:
         cells = (_label(one.place), f"{one.arrived_at:%Y-%m-%d %H:%M}", one.tenant or "-", one.event_id or "-")
         table.add_row(*map(Text, (*cells, one.reason, one.state)))

@@ -109,7 +109,7 @@ def events(
         rows = list_events(book, waiting=waiting, limit=limit)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("received", "event", "kind", "tries", "what came of it"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for row in rows:
         state = row.outcome or "waits"
         shown = state if row.handled_at else f"[yellow]{escape(state)}[/]"

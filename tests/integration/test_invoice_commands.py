@@ -170,3 +170,8 @@ def test_usage_goes_to_a_meter_once_however_often_it_is_sent(run: Run, warehouse
         assert later.exit_code == 0 and "1 events stand too high by 10,000 output in all" in later.output
         assert found.problems == []
     assert run("stripe", "meter-events", "--period", PERIOD, "--meter", "m", "--count", "cats").exit_code == 2
+
+
+def test_nothing_that_an_auditor_adds_up_is_cut(run: Run) -> None:
+    shown = run("explain", "INV-000001", "1", env={"COLUMNS": "80"})
+    assert shown.exit_code == 0 and "…" not in shown.output
