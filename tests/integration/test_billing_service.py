@@ -106,6 +106,29 @@ def test_a_browser_gives_the_token_as_its_password(api: httpx.Client) -> None:
     assert api.get("/invoices", headers={"Authorization": basic}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "content_type", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]
+)
+def test_a_foreign_page_cannot_act_with_the_browsers_password(api: httpx.Client, content_type: str | None) -> None:
+    # What a page may send to another site without asking it first: these types, and a body without any.
+    basic = "Basic " + b64encode(f"operator:{TOKEN}".encode()).decode()
+    headers = {"Authorization": basic, **({"Content-Type": content_type} if content_type else {})}
+    for path in ("/v1/invoices/finalize", "/v1/invoices/close"):
+        assert api.post(path, content=b'{"period": "2026-11"}', headers=headers).status_code == 422
+    assert api.post("/v1/keys", content=b'{"tenant": "acme"}', headers=headers).status_code == 422
+
+
+def test_no_page_loads_anything_from_elsewhere(api: httpx.Client) -> None:
+    assert {api.get(path).status_code for path in ("/docs", "/redoc")} == {404}
+
+
+@pytest.mark.parametrize("period", ["0001-01", "1969-12", "2200-01", "9999-12", "2026-13", "٢٠٢٦-11"])
+def test_what_is_no_month_of_ours_is_refused(api: httpx.Client, period: str) -> None:
+    declare(api, content())
+    assert api.get("/v1/usage", params={"tenant": "acme", "period": period}).status_code == 422
+    assert api.post("/v1/invoices/close", json={"period": period, "early": True}).status_code == 422
+
+
 def test_health_and_metrics_are_open(api: httpx.Client) -> None:
     del api.headers["Authorization"]
     assert api.get("/healthz").json() == {"status": "alive"}

@@ -56,7 +56,13 @@ def endpoint(endpoint_id: str, tenant: str | None = None, *, disabled: bool = Fa
         ),
         (
             {"kind": AlertKind.HARD_LIMIT, "threshold_bps": 10_000, "spent_pico": 50 * 10**12},
-            "acme has reached the limit of its monthly budget of 50.00 USD (50.00 USD spent, 2026-11); requests are refused",
+            "acme has reached the limit of its monthly budget of 50.00 USD (50.00 USD spent, 2026-11); requests are refused"
+            " until 2026-12-01 00:00 UTC, or until the limit is raised",
+        ),
+        (
+            {"kind": AlertKind.HARD_LIMIT, "threshold_bps": 10_000, "spent_pico": 50 * 10**12, "period": "lifetime"},
+            "acme has reached the limit of its prepaid budget of 50.00 USD (50.00 USD spent); requests are refused"
+            " until it is topped up",
         ),
         (
             {"currency": "JPY"},  # no minor unit

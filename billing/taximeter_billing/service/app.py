@@ -25,7 +25,8 @@ from taximeter_sql import WarehouseError
 
 def build_app(settings: BillingSettings, book: Engine, sender: ControlSender, inbox: StripeInbox) -> FastAPI:
     """The service over an open book, which the caller closes."""
-    app = FastAPI(title="Taximeter billing", version="1")
+    # No page that shows the API: its script comes from elsewhere, and a browser sends the admin's password along to this address.
+    app = FastAPI(title="Taximeter billing", version="1", docs_url=None, redoc_url=None)
 
     def caller(request: Request) -> str:
         return authorize(request, settings.admin_token)

@@ -41,7 +41,7 @@ def sentence(alert: BudgetAlert) -> str:
     if alert.period != PeriodKind.LIFETIME:
         spent += f", {alert.period}"
     if alert.kind is AlertKind.HARD_LIMIT:
-        return f"{alert.tenant} has reached the limit of its {budget} ({spent}); requests are refused"
+        return f"{alert.tenant} has reached the limit of its {budget} ({spent}); {_until(alert)}"
     if alert.kind is AlertKind.FORECAST:
         return f"at this rate {alert.tenant} reaches the limit of its {budget} on {_day(alert)} ({spent})"
     return f"{alert.tenant} has spent {_percent(alert.threshold_bps)} of its {budget} ({spent})"
@@ -82,6 +82,13 @@ def _incident(tenant: str, incident: IsolationIncident) -> str:
         f"cache isolation incident: {tenant} (pool {incident.pool}) hit blocks that {incident.warmed_by} warmed in pool"
         f" {incident.warmed_in} (request {incident.request_id}, worker {incident.worker})"
     )
+
+
+def _until(alert: BudgetAlert) -> str:
+    """What is blocked, and what ends it."""
+    if alert.period == PeriodKind.LIFETIME:
+        return "requests are refused until it is topped up"
+    return f"requests are refused until {alert.period_end.astimezone(UTC):%Y-%m-%d %H:%M} UTC, or until the limit is raised"
 
 
 def _percent(threshold_bps: int) -> str:
