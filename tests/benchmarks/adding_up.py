@@ -126,7 +126,7 @@ def figures(folder: Path, members: tuple[int, ...], events: int, rushes: int) ->
     return [asdict(one) for one in found]
 
 
-PLANNED = Costs(worker_us=12, warehouse_us=12, broker_us=5, merge_us=12)
+PLANNED = Costs(worker_us=12, warehouse_us=12, broker_us=6, merge_us=10)
 """What docs/scale.md plans with."""
 
 
