@@ -17,10 +17,9 @@ from unittest.mock import patch
 
 import stripe
 from sqlalchemy import event, select
-from sqlalchemy.orm import Session
 
 from taximeter_billing import pushing
-from taximeter_billing.book import InvoiceRow, open_book
+from taximeter_billing.book import InvoiceRow, open_book, writing
 from taximeter_billing.payments.errors import PaymentError
 from taximeter_billing.payments.push import API_VERSION
 from taximeter_billing.settings import BillingSettings
@@ -78,7 +77,7 @@ def push(settings: BillingSettings, step: Step) -> None:
 def rename(url: str, suffix: str) -> None:
     """Give each run invoices and tenants of its own, since all of them share one Stripe."""
     book = open_book(url)
-    with Session(book) as session, session.begin():
+    with writing(book) as session:
         for row in session.scalars(select(InvoiceRow)):
             document = json.loads(row.document)
             document["tenant"]["id"] = row.tenant = f"{row.tenant}-{suffix}"

@@ -8,12 +8,11 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy import Engine
-from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from taximeter.cli.main import app
-from taximeter_billing.book import InvoiceRow, open_book
+from taximeter_billing.book import InvoiceRow, open_book, writing
 from taximeter_billing.errors import BillingError
 from taximeter_billing.exports import ExportedInvoice
 from taximeter_billing.service import exports, pages
@@ -24,7 +23,7 @@ from tests.exported_invoices import busy
 def keep(book: Engine, invoice: ExportedInvoice) -> None:
     """Write an invoice into the book as closing and finalizing do."""
     amounts = {name: int(invoice.document[name]) for name in ("list_pico", "savings_pico", "net_pico", "total_minor")}
-    with Session(book) as session, session.begin():
+    with writing(book) as session:
         row = InvoiceRow(
             tenant=invoice.tenant,
             period=invoice.document["period"]["label"],

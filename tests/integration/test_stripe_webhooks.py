@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from taximeter.embedded.ports import free_port
-from taximeter_billing.book import InvoiceRow, open_book
+from taximeter_billing.book import InvoiceRow, open_book, writing
 from taximeter_billing.payments import push_invoice, stripe_client
 from taximeter_billing.payments.corrections import PushCreditNote, push_credit_note, void_invoice
 from taximeter_billing.payments.double.deliveries import signature
@@ -83,7 +83,7 @@ def desk(book_url: str, tmp_path: Path) -> Iterator[Desk]:
         book = open_book(settings.database_url)
         client = stripe_client("sk_test_1", double.url, retries=0)
         result = push_invoice(client, invoice(5, 6, number="INV-acme"))
-        with Session(book) as session, session.begin():
+        with writing(book) as session:
             session.add(_row(result.stripe_invoice_id))
         inbox = StripeInbox(book, settings)
         port = free_port()
@@ -162,7 +162,7 @@ def test_what_stripe_does_not_answer_is_asked_again_and_holds_up_no_other(desk: 
 def test_events_wait_for_a_service_that_died_after_noting_them(desk: Desk, tmp_path: Path) -> None:
     """Noted by one life of the service, handled by the next."""
     book = open_book(f"sqlite:///{tmp_path / 'other.db'}")
-    with Session(book) as session, session.begin():
+    with writing(book) as session:
         session.add(_row(desk.stripe_id))
     desk.client.v1.invoices.pay(desk.stripe_id)
     body = desk.told()[-1].encode()

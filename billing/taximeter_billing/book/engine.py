@@ -71,7 +71,7 @@ def _begin(connection: Connection) -> None:
     writes = connection.get_execution_options().get(_WRITES, False)
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-    elif False:
+    elif writes:
         for statement in _POSTGRES_TURN:
             connection.exec_driver_sql(statement)
 
