@@ -78,7 +78,8 @@ class Middleware:
         if self._answers is not None:
             await self._serve_by_answers(self._answers, scope, receive, send, tags)
             return
-        if meter is None or (path in OPERATIONS and meter.sink.held):
+        is_metered = tags is not None and tags.is_metered
+        if meter is None or (meter.sink.held and path in OPERATIONS and not is_metered):
             await _refuse(scope, send, 503, "cannot_meter", "this worker cannot meter requests now")
             return
         exchange = Exchange(tags, path, began)

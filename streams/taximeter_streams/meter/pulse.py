@@ -57,10 +57,11 @@ class Pulse:
     def ready(self, partitions: Iterable[int]) -> State:
         """Whether the worker is really working, and where it stands."""
         silent = self.silent_seconds
-        stuck = silent > self._session_seconds
+        alive, doing = self.alive()
+        stuck = silent > self._session_seconds or not alive
         state: dict[str, object] = {"partitions": sorted(partitions), "seconds_since_poll": round(silent, 1)}
         if stuck:
-            state |= self.alive()[1]
+            state |= doing
         if self.trouble:
             state["trouble"] = self.trouble
         return self.assigned and not stuck and self.trouble is None, state
