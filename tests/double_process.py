@@ -74,8 +74,7 @@ class _Judge:
 def judged_double(data: Path) -> Iterator[JudgedDouble]:
     """Run the double on a free port until the block ends."""
     port = free_port()
-    store = Store(data)
-    double = StripeDouble(store)
+    double = StripeDouble(Store(data))
     found = JudgedDouble(f"http://127.0.0.1:{port}", double)
     config = uvicorn.Config(
         _Judge(double.app(), found), host="127.0.0.1", port=port, log_level="critical", lifespan="off"
@@ -92,4 +91,4 @@ def judged_double(data: Path) -> Iterator[JudgedDouble]:
     finally:
         server.should_exit = True
         thread.join(30)
-        store.close()
+        double.close()

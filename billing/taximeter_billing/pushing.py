@@ -12,7 +12,7 @@ from taximeter_billing.book import CreditNoteRow, InvoiceRow, writing
 from taximeter_billing.credit_notes import list_notes
 from taximeter_billing.payments import PushInvoice, PushLine, PushResult, push_invoice, stripe_client
 from taximeter_billing.payments.corrections import PushCreditNote, push_credit_note, void_invoice
-from taximeter_billing.payments.errors import PaymentError
+from taximeter_billing.payments.errors import PaymentError, StripeRefusedError
 from taximeter_billing.payments.push import RETRIES
 from taximeter_billing.payments.reconcile import differences
 from taximeter_billing.settings import BillingSettings
@@ -92,7 +92,8 @@ def compare_pushed(
 ) -> Iterator[tuple[InvoiceRow, list[str]]]:
     """Compare every pushed invoice with Stripe's by total and lines, and note how its payment stands.
 
-    Yields each with what differs, in words. Raises PaymentError without a key.
+    Yields each with what differs, in words; an invoice that Stripe refuses to show differs. Raises PaymentError without a key,
+    and StripeRefusedError once Stripe does not answer: nothing is known of that invoice and of those after it.
     """
     client = payments_client(settings)
     pushed: list[ColumnElement[bool]] = [InvoiceRow.stripe_invoice_id.is_not(None)]
@@ -103,8 +104,10 @@ def compare_pushed(
         try:
             problems = differences(client, as_push(row), stripe_id, voided=row.status == "void")
             refresh_payment(book, client, stripe_id, lambda: datetime.now(UTC))
-        except stripe.StripeError as error:
+        except stripe.InvalidRequestError as error:
             problems = [f"Stripe: {error.user_message or error}"]
+        except stripe.StripeError as error:
+            raise StripeRefusedError(f"{row.number} was not compared: Stripe: {error.user_message or error}") from error
         yield row, problems
 
 

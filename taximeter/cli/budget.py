@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from taximeter.cli.billing_session import errors_for_people, known_tenant
 from taximeter.cli.budget_states import read_states
 from taximeter_billing.operations import opened
 from taximeter_billing.settings import BillingSettings
@@ -24,10 +25,15 @@ app = typer.Typer(help="Budgets: where they stand, and the top-ups of wallets.",
 def show_list(tenant: Annotated[str, typer.Option(help="Only of that tenant.")] = "") -> None:
     """List the budgets with what is spent, leased to gateways and left, as their keeper published it last."""
     settings = BillingSettings()
+    with errors_for_people(), opened(settings) as book:
+        known_tenant(book, tenant or None)
+    told = Console(stderr=True)
     try:
-        states = read_states(settings.kafka_bootstrap_servers)
+        with told.status("reading where budgets stand"):
+            states = read_states(settings.kafka_bootstrap_servers)
     except KafkaException as error:
-        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        why = f"Kafka at {settings.kafka_bootstrap_servers}: {error.args[0].str()}"
+        told.print(f"[red]error:[/] {escape(why)}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for head in ("budget", "tenant", "period"):
@@ -43,7 +49,8 @@ def show_list(tenant: Annotated[str, typer.Option(help="Only of that tenant.")] 
 @app.command()
 def topups(tenant: Annotated[str, typer.Option(help="Only of that tenant.")] = "") -> None:
     """List the top-ups of wallets, in the order in which they were recorded."""
-    with opened(BillingSettings()) as book:
+    with errors_for_people(), opened(BillingSettings()) as book:
+        known_tenant(book, tenant or None)
         entries = list_top_ups(book, tenant or None)
     table = Table("id", "at", "tenant", "wallet", "amount", "note", box=box.SIMPLE)
     for entry in entries:

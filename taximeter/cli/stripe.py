@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from taximeter.cli.billing_session import errors_for_people
+from taximeter.cli.billing_session import book_and_usage, errors_for_people, known_tenant
 from taximeter.cli.invoice import minor
 from taximeter.cli.months import OnlyMonth, month
 from taximeter_billing.closing import list_invoices
@@ -21,8 +21,6 @@ from taximeter_billing.operations import opened
 from taximeter_billing.pushing import compare_pushed
 from taximeter_billing.settings import BillingSettings
 from taximeter_billing.stripe_inbox import list_events, payments_of
-from taximeter_billing.warehouse import UsageReader
-from taximeter_sql import connect
 
 app = typer.Typer(
     help="Stripe: compare every invoice, see payments, see what Stripe told, send usage to its meters.",
@@ -39,7 +37,7 @@ def reconcile(
 ) -> None:
     """Compare every pushed invoice with Stripe's by total and lines, and note how its payment stands.
 
-    Exit status 1 when anything differs.
+    Exit status 1 when anything differs, 2 when Stripe does not answer.
     """
     settings = BillingSettings()
     found: dict[str, list[str]] = {}
@@ -151,15 +149,19 @@ def meter_events(
         case _:
             raise typer.BadParameter("there are: input, output, tokens, requests", param_hint="--count")
     settings = BillingSettings()
-    with errors_for_people():
-        client = connect(settings.clickhouse_url)
-        try:
-            done = export_usage(
-                UsageReader(client), settings, period, meter, counted, datetime.now(UTC),
-                tenant=tenant, stream=stream, settle_minutes=settle,
-            )  # fmt: skip
-        finally:
-            client.close()
+    with errors_for_people(), book_and_usage(settings) as (book, usage):
+        known_tenant(book, tenant)
+        done = export_usage(
+            usage,
+            settings,
+            period,
+            meter,
+            counted,
+            datetime.now(UTC),
+            tenant=tenant,
+            stream=stream,
+            settle_minutes=settle,
+        )
     console.print(f"{done.sent} events of {period} sent to meter {escape(meter)}", highlight=False)
     if done.cancelled:
         console.print(f"{len(done.cancelled)} voided or amended events cancelled there", highlight=False)

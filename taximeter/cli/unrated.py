@@ -14,6 +14,7 @@ from rich.table import Table
 from taximeter.cli.reconcile import errors_for_people, progress_line
 from taximeter.mending.sending import Sender
 from taximeter.mending.unrated import Group, LateOutcome, plan, rate_later
+from taximeter_billing.errors import NotFoundError
 from taximeter_billing.settings import BillingSettings
 from taximeter_producers.control import ControlFollower
 from taximeter_schemas.control_snapshot import ControlSnapshot
@@ -37,6 +38,7 @@ def list_all(
 ) -> None:
     """What has no price, by tenant and model, and whether it has one by now."""
     with errors_for_people(), opened() as (_settings, client, snapshot):
+        known(snapshot, tenant)
         groups = plan(client, snapshot, tenant, model)
     if as_json:
         print(json.dumps([_as_json(group) for group in groups], indent=2))
@@ -65,6 +67,7 @@ def rate(
     """
     console = Console()
     with errors_for_people(), opened() as (settings, client, snapshot):
+        known(snapshot, tenant)
         if dry_run:
             show_groups(console, plan(client, snapshot, tenant, model))
             return
@@ -130,6 +133,12 @@ def _as_json(group: Group) -> dict[str, object]:
         "priced": group.priced,
         "rate_card" if group.priced else "reason": group.verdict,
     }
+
+
+def known(snapshot: ControlSnapshot, tenant: str | None) -> None:
+    """What nobody declared has nothing that is unrated: its usage is rejected. Raises NotFoundError."""
+    if tenant is not None and tenant not in snapshot.tenants:
+        raise NotFoundError(f"no tenant is called {tenant!r}; see `taximeter rejected list --reason unknown_tenant`")
 
 
 @contextmanager

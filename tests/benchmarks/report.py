@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import adding_up
+from tests.benchmarks.fixed_work import fixed_work_ms
 
 
 def machine() -> str:
@@ -20,7 +21,8 @@ def machine() -> str:
     load = os.getloadavg()[0]
     return (
         f"{len(os.sched_getaffinity(0))} cores ({model}), {gigabytes:.0f} GiB, Linux {platform.release()}, "
-        f"Python {platform.python_version()}; load average {load:.1f}; {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        f"Python {platform.python_version()}; load average {load:.1f}; "
+        f"fixed work {fixed_work_ms():.0f} ms; {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     )
 
 
@@ -88,13 +90,16 @@ def _throughput(figures: Any) -> list[str]:
 
 def _flat(figures: Any) -> list[str]:
     lines = [
-        "| stored events | CPU of the worker, µs an event | CPU of ClickHouse, µs an event | peak MB of the worker |",
-        "|--:|--:|--:|--:|",
+        "| stored events | CPU of the worker, µs an event | CPU of ClickHouse, µs an event | fixed work meanwhile, ms"
+        " | both in it, times the first | peak MB of the worker |",
+        "|--:|--:|--:|--:|--:|--:|",
     ]
-    for number, one in enumerate(figures["stretches"], 1):
+    units = [(one["worker_cpu"] + one["warehouse_cpu"]) / one["fixed_work_ms"] for one in figures["stretches"]]
+    for number, (one, unit) in enumerate(zip(figures["stretches"], units, strict=True), 1):
         lines.append(
             f"| {number * figures['stretch']:,} | {one['worker_cpu'] / one['events'] * 1e6:.2f} | "
-            f"{one['warehouse_cpu'] / one['events'] * 1e6:.2f} | {one['peak_megabytes']:.0f} |"
+            f"{one['warehouse_cpu'] / one['events'] * 1e6:.2f} | {one['fixed_work_ms']:.0f} | {unit / units[0]:.2f} | "
+            f"{one['peak_megabytes']:.0f} |"
         )
     return lines
 

@@ -20,6 +20,7 @@ from taximeter_producers.topics import ensure_topics
 from taximeter_schemas.topics import USAGE_EVENTS
 from taximeter_sql import connect, migrate
 from tests.benchmarks import processes, traffic
+from tests.benchmarks.fixed_work import fixed_work_ms
 from tests.benchmarks.preloaded import copy_index
 from tests.benchmarks.progress import note
 from tests.face_process import FaceProcess
@@ -42,6 +43,8 @@ class Measured:
     warehouse_cpu: float
     broker_cpu: float
     peak_megabytes: float
+    fixed_work_ms: float = 0.0
+    """How fast the machine was meanwhile: see fixed_work."""
 
     @property
     def rate(self) -> float:
@@ -165,15 +168,19 @@ class Stand:
                 self._produce(events, WARM_EVENTS)  # its start is no event's
                 self._watch(candidate, [child], client, self.filled)
                 for _stretch in range(total // stretch):
+                    fixed = fixed_work_ms()
                     began, before = time.monotonic(), self._cpu([child.pid or 0])
                     self._produce(events, stretch)
                     self._watch(candidate, [child], client, self.filled)
                     spent = [late - early for early, late in zip(before, self._cpu([child.pid or 0]), strict=True)]
                     peak = processes.peak_megabytes(processes.tree(child.pid or 0)[-1])
-                    found.append(Measured(stretch, time.monotonic() - began, spent[0], spent[1], spent[2], peak))
+                    took = time.monotonic() - began
+                    fixed = (fixed + fixed_work_ms()) / 2
+                    found.append(Measured(stretch, took, spent[0], spent[1], spent[2], peak, fixed))
                     note(
                         f"{self.filled - WARM_EVENTS:,} of {total:,} stored: {found[-1].worker_us:.2f} us of CPU an event,"
-                        f" ClickHouse {found[-1].warehouse_us:.2f} us, {peak:.0f} MB, {found[-1].seconds:.0f} s"
+                        f" ClickHouse {found[-1].warehouse_us:.2f} us, {peak:.0f} MB, {took:.0f} s;"
+                        f" fixed work {fixed:.0f} ms"
                     )
             finally:
                 child.stop()

@@ -10,6 +10,7 @@ from clickhouse_connect.driver.client import Client
 from typer.testing import CliRunner, Result
 
 from taximeter.cli.main import app
+from taximeter.embedded.ports import free_port
 from taximeter_billing.book import open_book
 from taximeter_billing.closing import close_period, finalize_period
 from taximeter_billing.declarations import apply_declarations, read_mapping
@@ -119,6 +120,10 @@ def test_what_is_voided_and_given_back_reaches_stripe_once(
         assert run("invoice", "void", "INV-000002", "--reason", "a wrong tenant").exit_code == 0
         differs = run("stripe", "reconcile", "--period", PERIOD)
         assert differs.exit_code == 1 and "INV-000002: ours is void, Stripe's is open" in differs.output
+        with monkeypatch.context() as away:
+            away.setenv("TAXIMETER_STRIPE_URL", f"http://127.0.0.1:{free_port()}")
+            unknown = run("stripe", "reconcile", "--period", PERIOD)
+        assert unknown.exit_code == 2 and "INV-000001 was not compared" in unknown.output, "not known is not different"
         pushed = run("invoice", "push", "--period", PERIOD)
         assert pushed.exit_code == 0, pushed.output
         assert "is void" in pushed.output and "CN-000001" in pushed.output and "created, issued" in pushed.output
@@ -143,6 +148,8 @@ def test_usage_goes_to_a_meter_once_however_often_it_is_sent(run: Run, warehouse
         assert (sent.exit_code, sent.output) == (0, "2 events of 2026-11 sent to meter llm_tokens\n")
         assert "0 events" in run(*words, env=env).output
         came = {"time": datetime(2026, 11, 2, tzinfo=UTC), "inserted_at": datetime(2026, 11, 3, tzinfo=UTC)}
+        nobody = run(*words, "--tenant", "acne", env=env)
+        assert nobody.exit_code == 2 and "no tenant is called 'acne'" in nobody.output
         late = {"tenant": "acme", "event_id": "late", "output": 7, **came}
         insert(warehouse, late, {**late, "tenant": "globex", "output": 0})
         assert "1 events" in run(*words, env=env).output

@@ -209,6 +209,8 @@ def test_gateways_serve_what_was_paid_for_and_no_more(bootstrap_servers: str, bo
         assert "order-1" in listed.output and "0.001 USD" in listed.output
         shown = CliRunner().invoke(app, ["budget", "list", "--tenant", tenant], env={**environment, "COLUMNS": "200"})
         assert f"{tenant}-wallet" in shown.output and "prepaid" in shown.output
+        nobody = CliRunner().invoke(app, ["budget", "list", "--tenant", "acne"], env=environment)
+        assert nobody.exit_code == 2 and "no tenant is called 'acne'" in nobody.output
     finally:
         book.dispose()
         for service in reversed(services):

@@ -46,6 +46,24 @@ def test_in_a_backlog_it_is_the_age_of_what_was_written_last() -> None:
     assert bench.look() == {"events": {"0": 0}, "seconds": {"0": 0}}
 
 
+def test_what_is_being_written_is_as_old_as_its_first_message_however_long_nobody_looked() -> None:
+    bench = Bench()
+    bench.lag.written(0, 1_000_000)
+    bench.now, bench.ends[0] = 5_000.0, 8
+    bench.lag.taken(0, 4_985_000)
+    assert bench.look() == {"events": {"0": 3}, "seconds": {"0": 15}}
+    bench.lag.written(0, 4_990_000)
+    assert bench.look()["seconds"] == {"0": 10}, "it is written: what waits now came after it"
+
+
+def test_a_batch_that_was_left_to_another_worker_is_forgotten_once_nothing_waits() -> None:
+    bench = Bench()
+    bench.lag.taken(0, 100_000)
+    bench.look()
+    bench.now, bench.ends[0] = 1_003.0, 6
+    assert bench.look()["seconds"] == {"0": 3}
+
+
 def test_an_idle_night_does_not_count() -> None:
     bench = Bench()
     bench.lag.written(0, 1_000_000)

@@ -21,6 +21,7 @@ from rocksdict import (
     DBCompressionType,
     Options,
     Rdict,
+    ReadOptions,
     WriteBatch,
 )
 
@@ -207,7 +208,9 @@ class RocksIndex:
         return [None if value is None else unpacked(value) for value in values]
 
     def _walk(self) -> Iterator[bytes]:
-        keys: Iterator[bytes] = self._db.keys(from_key=b"i")  # type: ignore[assignment]
+        once = ReadOptions()
+        once.fill_cache(False)  # type: ignore[call-arg]  # each block is read once: the cache is for what is looked for
+        keys: Iterator[bytes] = self._db.keys(from_key=b"i", read_opt=once)  # type: ignore[assignment]
         return (key[1:] for key in keys if key[:1] == b"i")
 
     def close(self) -> None:

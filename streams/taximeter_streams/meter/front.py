@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from taximeter_streams.meter.kernel import Kernel
 
-BITS_MIN, BITS_MAX = 1 << 25, 1 << 30
-"""Of 4 MB and of 128 MB."""
+BITS_MIN, BITS_MAX = 1 << 28, 1 << 30
+"""Of 32 MB, which is in memory only as far as it is used, and of 128 MB. The least one serves 33 million identities."""
 
 BITS_EACH = 32
 """Room for each identity when the filter is made; at a quarter of that it is made again, twice as large."""

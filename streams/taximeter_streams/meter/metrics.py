@@ -30,8 +30,9 @@ EndOf = Callable[[int], int | None]
 class Lag(Collector):
     """How far the worker is behind the log in each partition that it owns, in events and in seconds.
 
-    Seconds are the age of the oldest event that waits, at most: since the newest one that was written, or since the worker was
-    last seen to have reached the end, whichever is later. They grow while nothing moves, and are 0 while nothing waits.
+    Seconds are the age of the oldest event that waits: of the first one of the batch that is being written. Where none is, at
+    most: since the newest one that was written, or since the worker was last seen to have reached the end, whichever is later.
+    They grow while nothing moves, and are 0 while nothing waits.
     """
 
     def __init__(
@@ -40,12 +41,18 @@ class Lag(Collector):
         self._positions = positions
         self._end_of = end_of
         self._clock = clock
+        self._taken: dict[int, float] = {}
         self._arrived_at: dict[int, float] = {}
         self._level_at: dict[int, float] = {}
         self._began_at = clock()
 
+    def taken(self, partition: int, arrived_at_ms: int) -> None:
+        """Note when the first message of the batch that is to be written now had arrived."""
+        self._taken[partition] = arrived_at_ms / 1000
+
     def written(self, partition: int, arrived_at_ms: int) -> None:
         """Note when the newest message that is written had arrived."""
+        self._taken.pop(partition, None)
         self._arrived_at[partition] = arrived_at_ms / 1000
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -70,7 +77,11 @@ class Lag(Collector):
         now = self._clock()
         if not behind:
             self._level_at[partition] = now
+            self._taken.pop(partition, None)
             return 0.0
+        taken = self._taken.get(partition)
+        if taken is not None:
+            return max(0.0, now - taken)
         level_at = self._level_at.get(partition, self._began_at if partition not in self._arrived_at else 0.0)
         return max(0.0, now - max(self._arrived_at.get(partition, 0.0), level_at))
 

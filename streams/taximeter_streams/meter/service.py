@@ -41,6 +41,9 @@ BATCH_EVENTS_MIN = 500
 AHEAD_SECONDS = 0.005
 """How long a look for more messages takes while an insert is under way: by so much its end may be noticed late."""
 
+FETCH_EVENTS_MAX = 5_000
+"""Taken from Kafka's client at once: its messages are objects, and live until their payloads are held."""
+
 _TRANSIENT = (ClickHouseError, OSError, PublishError, KafkaException)
 _log = logging.getLogger(__name__)
 
@@ -143,11 +146,13 @@ class Meter:
         return self._batch_events_max - len(self._held) - (len(self._next.arrivals) if self._next else 0)
 
     def _fetch(self, seconds: float) -> None:
-        began_at = time.monotonic()
-        messages = self._consumer.consume(self._room(), seconds)
-        # A pause within the call, too: what it returned was fetched before.
-        self._note_poll()
-        self._held.take(messages, self._expected(), began_at)
+        began_at = now = time.monotonic()
+        while (room := self._room()) > 0 and now < began_at + seconds:
+            messages = self._consumer.consume(min(room, FETCH_EVENTS_MAX), began_at + seconds - now)
+            # A pause within the call, too: what it returned was fetched before.
+            self._note_poll()
+            self._held.take(messages, self._expected(), began_at)
+            now = time.monotonic()
 
     def _expected(self) -> dict[int, int]:
         """The partitions that are ours, and the first offset of each that was not fetched yet."""
@@ -164,6 +169,7 @@ class Meter:
             raise LostPartitionError(f"partition {partition} has moved on")
         work.position = self._next_offset[partition]
         self._check_own(partition, work.position)
+        self.lag.taken(partition, arrivals.arrived_at_ms[0])
         self._pulse.note("folding", partition)
         batch = self._folded(work, self._index)
         # Rejected messages leave before the insert: after it, a crash would lose the only copy that names the reason.

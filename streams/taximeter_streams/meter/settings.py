@@ -19,7 +19,7 @@ class MeterSettings(LogSettings, WarehouseSettings, TraceSettings):
     meter_session_timeout_ms: int = Field(
         10_000, ge=1_000, le=300_000, description="A worker paused longer writes nothing"
     )
-    meter_queue_kbytes_max: int = Field(65_536, ge=1_024, description="Most kilobytes fetched ahead")
+    meter_queue_kbytes_max: int = Field(32_768, ge=1_024, description="Most kilobytes fetched ahead")
     meter_kernel: Literal["auto", "off", "required"] = Field(
         "auto",
         description="Whether to fold with the compiled kernel: where there is a C compiler, never, or not without it",

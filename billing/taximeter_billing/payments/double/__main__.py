@@ -23,7 +23,10 @@ def main() -> None:
     double = StripeDouble(Store(options.data))
     if options.webhook_url:
         double.listen_at(options.webhook_url, options.webhook_secret)
-    uvicorn.run(double.app(), host=options.host, port=options.port, log_level="warning", access_log=False)
+    try:
+        uvicorn.run(double.app(), host=options.host, port=options.port, log_level="warning", access_log=False)
+    finally:
+        double.close()
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ class Deliveries:
         self._store = store
         self._lock = lock
         self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
 
     def wake(self) -> None:
         """There may be something to deliver. Called with the lock held."""
@@ -35,8 +36,15 @@ class Deliveries:
             self._thread = threading.Thread(target=self._run, name="stripe-double-webhooks", daemon=True)
             self._thread.start()
 
+    def stop(self) -> None:
+        """Deliver nothing more; a delivery under way comes to its end. Called without the lock."""
+        self._stopping.set()
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+
     def _run(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             with self._lock:
                 waiting = self._store.waiting_deliveries()
                 if not waiting:
@@ -54,7 +62,7 @@ class Deliveries:
                     event_id, endpoint_id, "done" if done else "failed" if given_up else "waiting"
                 )
             if not done:
-                time.sleep(WAIT_SECONDS * 2**tries)
+                self._stopping.wait(WAIT_SECONDS * 2**tries)
 
 
 def _delivered(url: str, body: bytes, secret: str) -> bool:

@@ -58,6 +58,11 @@ class StripeDouble:
         self._turned_away: set[str] = set()
         self._deliveries = Deliveries(store, self._lock)
 
+    def close(self) -> None:
+        """Deliver nothing more, and close the store."""
+        self._deliveries.stop()
+        self._store.close()
+
     def plan_faults(self, planned: dict[str, list[str]]) -> None:
         """Replace the planned faults: by step, in order. Raises ValueError for a fault that is none."""
         with self._lock:
