@@ -18,10 +18,10 @@ from taximeter_billing.domain.settlement import Settlement, segment_at, settle_g
 from taximeter_billing.domain.spans import cuts_us, spans_of
 from taximeter_billing.domain.storage import STORAGE
 from taximeter_billing.domain.storage_lines import LOOKBACK, Stored, storage_lines, storage_month, store
-from taximeter_billing.domain.takeback import Reserved, Takeback
+from taximeter_billing.domain.takeback import Correction, Reserved, Takeback, contradiction
 from taximeter_billing.domain.usage import UnknownPriceError, UsageRow
 from taximeter_billing.folding import UsageFold
-from taximeter_billing.warehouse import ANY_TIME, Correction, EventSet, TenantSpan, UsageReader
+from taximeter_billing.warehouse import ANY_TIME, EventSet, TenantSpan, UsageReader
 from taximeter_schemas.errors import CachePolicyError, CacheUseError
 from taximeter_schemas.periods import Period, billing_month
 from taximeter_schemas.rate_cards import RateCard
@@ -230,6 +230,9 @@ def _compute_group(
     agreed: Mapping[str, Agreed],
     computed: Computed,
 ) -> None:
+    if (reason := _in_other_currency(state, group, seen)) is not None:
+        computed.blocked.update(dict.fromkeys(wanted, reason))
+        return
     try:
         settlement = settle()
         stored = store()
@@ -245,7 +248,10 @@ def _compute_group(
     for tenant in group.tenants:
         if tenant.id not in wanted:
             continue
-        if (fault := settlement.faults.get(tenant.id)) is not None:
+        fault = settlement.faults.get(tenant.id) or contradiction(
+            [one for one in seen.corrections if one.tenant == tenant.id]
+        )
+        if fault is not None:
             computed.blocked[tenant.id] = fault
             continue
         parcels = settlement.parcels.get(tenant.id, [])
@@ -261,6 +267,19 @@ def _compute_group(
         computed.invoices[tenant.id] = build_invoice(
             tenant, seen.periods[tenant.id], group.currency, charges, inputs, settlement.known
         )
+
+
+def _in_other_currency(state: State, group: Group, seen: Seen) -> str | None:
+    """Which usage of the group cannot stand on its invoices: an amount in one currency is none in another."""
+    currencies = {card.name: card.currency for card in state.cards}
+    for tenant in group.tenants:
+        for *_, card in seen.sets[tenant.id].lines:
+            if (currency := currencies.get(card, group.currency)) != group.currency:
+                return (
+                    f"usage of {tenant.id} was rated in {currency} ({card}), and its invoice is in {group.currency}: declare the"
+                    " tenant in the currency of its usage again, and another tenant for the new one"
+                )
+    return None
 
 
 def _agreed(state: State, groups: Iterable[Group], seen: Seen, extra: Extra) -> dict[str, Agreed]:

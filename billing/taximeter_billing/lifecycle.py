@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from taximeter_billing import ledger, parking
 from taximeter_billing.book import AuditRow, CreditNoteRow, InvoiceRow, ParkedRow, writing
-from taximeter_billing.credit_notes import LATE, issue_drafts
+from taximeter_billing.credit_notes import LATE, issue_drafts, void_notes
 from taximeter_billing.declarations.state import State, read_state
 from taximeter_billing.errors import FrozenError, NotFoundError
 from taximeter_billing.numbering import next_number
@@ -70,7 +70,8 @@ def review(book: Engine, reference: str, actor: str, now: datetime) -> InvoiceRo
 
 
 def void_invoice(book: Engine, number: str, reason: str, actor: str, now: datetime) -> InvoiceRow:
-    """Void a finalized invoice: it keeps its number, its credits return, and closing drafts another in its place.
+    """Void a finalized invoice: it keeps its number, its credits return, and closing drafts another in its place. Its credit
+    notes are void with it.
 
     Raises NotFoundError, and FrozenError for a draft or what is void already.
     """
@@ -81,7 +82,8 @@ def void_invoice(book: Engine, number: str, reason: str, actor: str, now: dateti
         if row.status != "final":
             raise FrozenError(f"{number} is {row.status}; only a final invoice is voided")
         row.status, row.voided_at, row.void_reason = "void", now, reason
-        ledger.undo_payment(session, number, now)
+        notes = void_notes(session, number)
+        ledger.undo_payment(session, number, row.tenant, row.currency, notes, now)
         _note(session, "void", row, actor, now, {"reason": reason})
     return row
 
@@ -126,11 +128,17 @@ def _stale(session: Session, label: str, rows: list[InvoiceRow], state: State) -
     documents = {row.tenant: json.loads(row.document) for row in rows}
     carrying = {tenant for tenant, document in documents.items() if list(_true_ups(document))}
     owed = {one.invoice.number: one.owed_pico for one in billed_before(session, label, carrying)} if carrying else {}
-    balances = ledger.balances(session)
+    spendable = ledger.spendable(session)
     stale = {}
     for tenant, document in documents.items():
+        now = state.tenants.get(tenant)
+        if now is not None and (now.time_zone, state.currency(now)) != (
+            document["period"]["time_zone"],
+            document["currency"],
+        ):
+            stale[tenant] = "the tenant's time zone or currency has changed since the draft; close the period again"
         for grant, before in document["inputs"].get("grants", {}).items():
-            if balances.get(grant, 0) != int(before):
+            if spendable.get(grant, 0) != int(before):
                 stale[tenant] = f"credit {grant} has changed since the draft; close the period again"
         for line in _true_ups(document):
             detail = line["receipt"]["detail"]

@@ -11,6 +11,7 @@ from typing import Any
 
 from clickhouse_connect.driver.client import Client
 
+from taximeter_billing.domain.takeback import Correction
 from taximeter_billing.domain.usage import UsageRow
 from taximeter_sql import query
 
@@ -55,16 +56,6 @@ class Obstacle:
 
     unrated: int
     rollup_off: int
-
-
-@dataclass(frozen=True, slots=True)
-class Correction:
-    """An event that voids or amends another of its source."""
-
-    tenant: str
-    source: str
-    event_id: str
-    corrects: str
 
 
 class UsageReader:
@@ -122,9 +113,11 @@ class UsageReader:
     def corrections(self, spans: Sequence[TenantSpan]) -> list[Correction]:
         """Events that void or amend another."""
         return [
-            Correction(*row)
+            Correction(tenant, source, event, corrects, bool(amends))
             for parameters in _parameters(spans)
-            for row in self.client.query(query("billing_corrections"), parameters=parameters).result_rows
+            for tenant, source, event, corrects, amends in self.client.query(
+                query("billing_corrections"), parameters=parameters
+            ).result_rows
         ]
 
 

@@ -3,6 +3,7 @@
 The records wait in an outbox that is written with the change itself, so a crash in between is repaired by whoever comes next.
 """
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,14 +13,17 @@ from typing import Any
 from sqlalchemy import Engine, delete, select
 from sqlalchemy.orm import Session
 
-from taximeter_billing.book import AuditRow, DeclaredRow, OutboxRow, writing
+from taximeter_billing.book import AuditRow, DeclaredRow, InvoiceRow, OutboxRow, writing
 from taximeter_billing.declarations.declared import Declared
 from taximeter_billing.declarations.plan import Change, Plan, make_plan
 from taximeter_billing.declarations.reading import read_file
+from taximeter_billing.errors import FrozenError
 from taximeter_schemas.control import ControlKind, ControlRecord
 
 BILLING_ONLY = {ControlKind.PLAN, ControlKind.CONTRACT, ControlKind.CREDIT_GRANT, ControlKind.COST_CARD}
 """Kept in the book and never published: what was agreed, and what things cost us, is nobody else's business."""
+
+_FOR_GOOD = {"currency", "time_zone"}
 
 Publish = Callable[[Iterable[ControlRecord]], int]
 
@@ -35,7 +39,28 @@ class Applied:
 def plan_file(book: Engine, path: Path, *, prune: bool = False) -> Plan:
     """What applying the file would change. Raises DeclarationError or FrozenError."""
     with Session(book) as session:
-        return make_plan(current(session), read_file(path), prune=prune)
+        return plan_changes(session, read_file(path), prune=prune)
+
+
+def plan_changes(session: Session, declared: list[Declared], *, prune: bool = False) -> Plan:
+    """What declaring these would change. Raises FrozenError, also for another currency or time zone of a tenant that was
+    invoiced: what was agreed is in that currency, and in another zone its months would overlap, or leave hours out."""
+    plan = make_plan(current(session), declared, prune=prune)
+    moved = {
+        change.key: change.after
+        for change in plan.changes
+        if change.kind is ControlKind.TENANT and change.after and _FOR_GOOD & set(change.fields)
+    }
+    invoiced = select(InvoiceRow).where(InvoiceRow.status == "final", InvoiceRow.tenant.in_(list(moved)))
+    for row in session.scalars(invoiced.order_by(InvoiceRow.id)) if moved else ():
+        held = {"currency": row.currency, "time_zone": json.loads(row.document)["period"]["time_zone"]}
+        for name, said in held.items():
+            if (wanted := moved[row.tenant][name]) != said:
+                raise FrozenError(
+                    f"tenant {row.tenant} was invoiced ({row.number}) with the {name} {said}, so it cannot become {wanted};"
+                    " declare another tenant"
+                )
+    return plan
 
 
 def apply_declarations(
@@ -43,7 +68,7 @@ def apply_declarations(
 ) -> Applied:
     """Bring the book to what is declared, and tell the log. Doing it again changes nothing. Raises FrozenError."""
     with writing(book) as session:
-        plan = make_plan(current(session), declared, prune=prune)
+        plan = plan_changes(session, declared, prune=prune)
         for change in plan.changes:
             record_change(session, change, actor, now)
     return Applied(plan, send_outbox(book, publish))

@@ -3,9 +3,10 @@
 Both stay in the line, which is what the raw events say, and are taken back by an adjustment beside it.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from graphlib import CycleError, TopologicalSorter
 
 from taximeter_billing.domain.contracts import Reservation
 from taximeter_billing.domain.spans import microseconds
@@ -13,6 +14,37 @@ from taximeter_billing.domain.usage import UsageRow
 
 MINUTE_US = 60_000_000
 VOID = "void"
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """An event that takes another of its source back; one that amends counts in its place."""
+
+    tenant: str
+    source: str
+    event_id: str
+    corrects: str
+    amends: bool
+
+
+def contradiction(corrections: Sequence[Correction]) -> str | None:
+    """Why a tenant's corrections cannot all be meant, or None: events that take back themselves in a circle would all be free,
+    and of two that stand in the place of one, both would be paid."""
+    voided = {(one.source, one.corrects) for one in corrections if not one.amends}
+    circle: TopologicalSorter[tuple[str, str]] = TopologicalSorter()
+    amended: dict[tuple[str, str], str] = {}
+    for one in sorted(corrections, key=lambda one: (one.source, one.event_id)):
+        circle.add((one.source, one.event_id), (one.source, one.corrects))
+        if not one.amends or (one.source, one.event_id) in voided:
+            continue
+        if (other := amended.setdefault((one.source, one.corrects), one.event_id)) != one.event_id:
+            return f"event {one.corrects} of {one.source} is amended by {other} and by {one.event_id}: void one of them"
+    try:
+        circle.prepare()
+    except CycleError as error:
+        names = " > ".join(event for _source, event in error.args[1])
+        return f"events of {error.args[1][0][0]} take back themselves: {names}"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,7 @@ from sqlalchemy.orm import Session
 from taximeter_billing import keys
 from taximeter_billing.book import AuditRow
 from taximeter_billing.declarations import Plan, apply_declarations, read_mapping
-from taximeter_billing.declarations.applying import current
-from taximeter_billing.declarations.plan import make_plan
+from taximeter_billing.declarations.applying import current, plan_changes
 from taximeter_billing.errors import NotFoundError
 from taximeter_billing.operations import publisher
 from taximeter_billing.settings import BillingSettings
@@ -57,7 +56,7 @@ def router(settings: BillingSettings, book: Engine, caller: Callable[..., str]) 
         declared = read_mapping(content, "body")
         if dry_run:
             with Session(book) as session:
-                return _plan(make_plan(current(session), declared, prune=prune), applied=False)
+                return _plan(plan_changes(session, declared, prune=prune), applied=False)
         done = apply_declarations(book, declared, actor, datetime.now(UTC), publish, prune=prune)
         return _plan(done.plan, applied=True)
 

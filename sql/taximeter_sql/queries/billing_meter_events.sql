@@ -4,7 +4,7 @@
 -- output, tokens or requests), sent, after_ms, after_log, after_partition, after_offset.
 WITH corrected AS
 (
-    SELECT tenant, source, if(mapContains(attributes, 'voids'), attributes['voids'], attributes['amends']) AS event_id
+    SELECT tenant, source, arrayJoin([attributes['voids'], attributes['amends']]) AS event_id
     FROM usage_log
     WHERE disposition = 'rated' AND {tenant:String} IN ('', tenant)
         AND time >= {start:DateTime64(6, 'UTC')} AND time < {end:DateTime64(6, 'UTC')}
