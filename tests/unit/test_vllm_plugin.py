@@ -14,7 +14,8 @@ from taximeter_inference.gateway.salt import PoolKeys
 from taximeter_inference.vllm.block_join import BlockJoin
 from taximeter_inference.vllm.block_table import BlockTable, Label
 from taximeter_inference.vllm.blocks import NOTHING_KNOWN
-from taximeter_inference.vllm.drift import find_problems
+from taximeter_inference.vllm.connector import tier_of
+from taximeter_inference.vllm.drift import find_prefill_problems, find_problems
 from taximeter_inference.vllm.errors import UntaggedError
 from taximeter_inference.vllm.exchange import CURRENT, METERED_ELSEWHERE, Exchange, Part
 from taximeter_inference.vllm.hooks import EngineHooks
@@ -110,6 +111,13 @@ class Processor:
     def propagate_error(self, e: Exception) -> None:
         """Tells everybody."""
 
+    def process_outputs(self, engine_core_outputs: list[Any], engine_core_timestamp: float | None = None) -> int:
+        """Finishes what is said to be finished."""
+        for output in engine_core_outputs:
+            if output.finish_reason is not None and output.request_id in self.request_states:
+                self.finish(output.request_id, output.finish_reason)
+        return len(engine_core_outputs)
+
     def finish(self, identity: str, reason: str) -> None:
         """What happens when a sequence finishes."""
         state = self.request_states[identity]
@@ -122,12 +130,13 @@ class Bench:
     """Hooks on a processor, and what left."""
 
     guard: Guard = field(default_factory=lambda: Guard(KEYS, meter_untagged=True, adapters={}, privileges={}))
+    connected: bool = False
 
     def __post_init__(self) -> None:
         self.left: list[Part] = []
         self.numbers = iter(range(1_000))
         self.processor = Processor()
-        self.hooks = EngineHooks(self.guard.prepare, lambda: next(self.numbers), self.left.append)
+        self.hooks = EngineHooks(self.guard.prepare, lambda: next(self.numbers), self.left.append, self.connected)
         self.hooks.attach(self.processor)
 
     def add(self, exchange: Exchange | None, identity: str, parent: Any = None, index: int = 0) -> None:
@@ -140,9 +149,22 @@ class Bench:
 ORIGIN = Origin("worker-1", "worker-1:abcd", "org/tiny model")
 
 
-def event_of(part: Part) -> Any:
+def event_of(part: Part, origin: Origin = ORIGIN) -> Any:
     """The event of a part, at 20 s of the engine's clock."""
-    return build_event(part, ORIGIN, 0.25, NOTHING_KNOWN, NOW, 20.0)
+    return build_event(part, origin, 0.25, NOTHING_KNOWN, NOW, 20.0)
+
+
+@dataclass
+class Prefill:
+    """What the engine says of a prompt's cached tokens."""
+
+    num_cached_tokens: int
+    num_external_cached_tokens: int
+
+
+def output(identity: str, prefill: Prefill | None = None, finish_reason: str | None = None) -> Any:
+    """One sequence's part in a step of the engine."""
+    return SimpleNamespace(request_id=identity, prefill_stats=prefill, finish_reason=finish_reason)
 
 
 def test_a_request_leaves_once_with_all_its_sequences() -> None:
@@ -209,6 +231,85 @@ def test_a_prompt_counts_with_the_first_token(prefilling: bool, output: int, rea
     bench.processor.finish("a", reason)
     bench.hooks.end(exchange)
     assert event_of(bench.left[0]).data.tokens.uncached_input == counted
+
+
+@pytest.mark.parametrize("tier", ["gpu", "cpu", "disk"])
+def test_what_a_connector_brought_counts_under_its_tier(tier: Any) -> None:
+    """Of several prompts (or inputs of an embedding) the sum; a sequence that is put off and computed again counts once."""
+    bench, exchange = Bench(connected=True), Exchange(tags(), "/v1/embeddings", 0.0)
+    for identity in ("a", "b", "gone"):
+        bench.add(exchange, identity)
+    stats = bench.processor.request_states["a"].stats
+    assert stats is not None
+    stats.num_preemptions = 1
+    assert (
+        bench.processor.process_outputs([output("a", Prefill(64, 32)), output("b", Prefill(96, 96), "stop")], 1.0) == 2
+    )
+    bench.processor.process_outputs([output("a"), output("never added", Prefill(64, 64))])
+    bench.processor.request_states["gone"].is_prefilling = True
+    bench.processor.abort_requests(["gone"], True)
+    bench.processor.process_outputs([output("gone", Prefill(64, 64)), output("a", None, "stop")])
+    bench.hooks.end(exchange)
+    tokens = event_of(bench.left[0], Origin("worker-1", "worker-1:abcd", "tiny", tier)).data.tokens
+    expected = {"gpu": 32, "cpu": 0, "disk": 0}
+    expected[tier] += 128
+    assert {name: getattr(tokens.cache_read, name) for name in expected} == expected
+    assert tokens.uncached_input == 200 - 160
+    assert event_of(bench.left[0]).data.tokens.cache_read.cpu == 128
+    bench.hooks.detach()
+    assert "process_outputs" not in vars(bench.processor)
+
+
+def test_answers_to_one_prompt_bill_what_its_first_one_got() -> None:
+    """Here from the connector, which then had it in the engine for the second; and what the engine counted stands beside."""
+    bench, exchange, parent = Bench(connected=True), Exchange(tags(), "", 0.0), SimpleNamespace(request_id="p")
+    for index, external in ((0, 64), (1, 0)):
+        bench.add(exchange, f"{index}_p", parent, index)
+        bench.processor.process_outputs([output(f"{index}_p", Prefill(64, external), "stop")])
+    bench.hooks.end(exchange)
+    event = event_of(bench.left[0])
+    assert (event.data.tokens.uncached_input, event.data.tokens.cache_read.gpu, event.data.tokens.cache_read.cpu) == (
+        36,
+        0,
+        64,
+    )
+    names = ("engine.prompt_tokens", "engine.cached_tokens", "engine.external_tokens")
+    assert [event.data.attributes[name] for name in names] == ["200", "128", "64"]
+
+
+def test_a_prompt_that_another_worker_computed_came_from_the_connector() -> None:
+    """What that worker had cached of it is not this one's to count."""
+    bench, exchange = Bench(connected=True), Exchange(tags(), "", 0.0)
+    bench.add(exchange, "a")
+    bench.processor.request_states["a"].num_cached_tokens = 7  # as the other worker said
+    bench.processor.process_outputs([output("a", Prefill(99, 99), "stop")])
+    bench.hooks.end(exchange)
+    tokens = event_of(bench.left[0]).data.tokens
+    assert (tokens.uncached_input, tokens.cache_read.gpu, tokens.cache_read.cpu) == (1, 0, 99)
+
+
+MIXED = [{"kv_connector": "OffloadingConnector"}, {"kv_connector": "NixlConnector"}]
+
+
+@pytest.mark.parametrize(
+    ("connector", "extra", "tier"),
+    [
+        ("OffloadingConnector", {"cpu_bytes_to_use": 1}, "cpu"),
+        ("OffloadingConnector", {"spec_name": "TieringOffloadingSpec"}, None),  # memory, and what stands behind it
+        ("SimpleCPUOffloadConnector", None, "cpu"),
+        ("SimpleCPUOffloadConnector", {"kv_offload_backend": "disk", "disk_path": "/kv"}, "disk"),
+        ("ExampleConnector", {"shared_storage_path": "/kv"}, "disk"),
+        ("NixlConnector", {}, "gpu"),
+        ("MultiConnector", {"connectors": MIXED[:1]}, "cpu"),
+        ("MultiConnector", {"connectors": MIXED}, None),
+        ("LMCacheConnectorV1", {}, None),
+        ("OneOfYourOwn", {}, None),
+    ],
+)
+def test_a_connectors_tier(connector: str, extra: Any, tier: str | None) -> None:
+    """As vLLM's --kv-transfer-config says it, where it does."""
+    config = SimpleNamespace(kv_connector=connector, kv_connector_extra_config=extra)
+    assert tier_of(config) == tier
 
 
 def test_nothing_passes_unmetered() -> None:
@@ -322,6 +423,15 @@ def test_drift_is_told_by_name() -> None:
     assert "State.request_id is gone" not in problems
     assert any("REASONS" in problem or "STOP is gone" in problem for problem in problems)
 
+    class Output:
+        __struct_fields__ = ("request_id",)
+
+    assert find_prefill_problems(Output, Prefill) == ["Output.prefill_stats is gone"]
+    assert find_prefill_problems(Output, Stats)[1:] == [
+        "Stats.num_cached_tokens is gone",
+        "Stats.num_external_cached_tokens is gone",
+    ]
+
     class Renamed(Processor):
         def abort_requests(self, ids: Any, internal: bool, why: str) -> list[str]:  # type: ignore[override]
             return []
@@ -390,6 +500,40 @@ def test_who_warmed_a_block_and_when_it_went() -> None:
     assert table.join("three", 3, 2).evicted_at == 17.0
 
 
+def test_what_a_tenant_hits_of_its_own_stays_its_own() -> None:
+    """Whoever hits it next, in whatever pool, hits what that tenant had warmed; and its copies are counted."""
+    table = BlockTable()
+    label = Label("acme", "duo")
+    for session in ("one", "two"):
+        table.expect(session, label)
+        table.stored(session, None, [A])
+    assert table.join("two", 1, 1).warmers == (label,)
+    table.expect("three", label)
+    table.stored("three", None, [A])
+    table.join("three", 1, 0)  # computed beside the copy that was there
+    table.removed([A], 17.0)
+    table.expect("four", Label("mallory", "own"))
+    table.stored("four", None, [A])
+    assert table.join("four", 1, 1).warmers == (label,)
+
+
+def test_a_copy_in_memory_keeps_a_blocks_residency() -> None:
+    """What a connector loads from there is still whose it was, until both are gone."""
+    table, label = BlockTable(), Label("acme", "duo")
+    table.expect("one", label)
+    table.stored("one", None, [A, B])
+    table.kept([A, C])
+    table.removed([A, B], 17.0)
+    table.expect("two", Label("globex", "duo"))
+    table.stored("two", None, [A, B])
+    assert table.join("two", 2, 2).warmers == (label, None)
+    table.removed([A], 18.0)
+    table.dropped([A, C], 19.0)
+    table.expect("three", Label("globex", "duo"))
+    table.stored("three", None, [A])
+    assert table.join("three", 1, 0).evicted_at == 19.0
+
+
 def test_blocks_seen_after_a_loss_have_no_known_warmer() -> None:
     """A hit on a block that was stored in what was lost: nobody is credited with it."""
     table = BlockTable()
@@ -435,6 +579,18 @@ def test_the_audit_finds_hits_across_pools_and_losses_are_inferred(caplog: pytes
     assert stolen.attributes["cache.incident"] == "foreign_pool"
     assert "mallory (pool own) hit blocks that acme warmed in pool duo" in caplog.text
     assert not set(stolen.blocks) & set(report.blocks)
+    # What a connector keeps, or lets go of, is not what the engine has; nor is its block size the engine's.
+    told.append(KvBatch(2.5, [BlockStored([A, B], None, 4096, medium="CPU"), BlockRemoved([A, B], medium="CPU")]))
+    told.append(KvBatch(2.5, [BlockStored([C], None, 4096, medium="STORAGE"), BlockRemoved([A], medium="STORAGE")]))
+    join.expect("again", "acme", "duo")
+    told.append(KvBatch(2.6, [BlockStored([A, B], None, 32, 0, "again")]))
+    known = join.report(part_of("again", "duo", 64)[0], False)
+    assert known is not None
+    assert (known.attribution, known.hit_blocks, known.attributes["cache.warmed_by"]) == (
+        Attribution.ENGINE,
+        2,
+        "acme*2",
+    )
     join.expect("three", "acme", "duo")
     told.append(Lost(3, 5))
     told.append(KvBatch(3.0, [BlockStored([A, B], None, 32, 0, "three"), BlockRemoved([C])]))

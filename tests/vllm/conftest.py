@@ -3,6 +3,7 @@
 A start takes most of what the suite takes, so the next worker that a chosen test will ask for starts while tests run on one.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,12 +66,23 @@ def fleet(
     drifted_server = (str(Path(__file__).with_name("drifted_server.py")),)
     lora_settings = {"TAXIMETER_WORKER_ADAPTERS": '{"adapter-b": ["globex"]}', "VLLM_SERVER_DEV_MODE": "1"}
     pooling = ("--runner", "pooling", "--convert", "embed")
+    connector = {
+        "kv_connector": "ExampleConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"shared_storage_path": str(folder("connector-storage"))},
+    }
     workers = {
         "drifted": VllmWorker(
             folder("drifted"),
             bootstrap_servers,
             settings={"TAXIMETER_WORKER_ON_DRIFT": "middleware"},
             program=drifted_server,
+        ),
+        "connected": VllmWorker(
+            folder("connected"),
+            bootstrap_servers,
+            arguments=("--kv-transfer-config", json.dumps(connector)),
+            settings={"VLLM_SERVER_DEV_MODE": "1"},
         ),
         "generator": VllmWorker(folder("generator"), bootstrap_servers, arguments=LORA, settings=lora_settings),
         "unsalted": VllmWorker(folder("unsalted"), bootstrap_servers, settings={"TAXIMETER_WORKER_ISOLATION": "off"}),
@@ -117,6 +129,12 @@ def squeezed(fleet: Fleet) -> VllmWorker:
     It schedules by priority, which globex may set, and meters requests without tags.
     """
     return fleet.get("squeezed")
+
+
+@pytest.fixture(scope="session")
+def connected(fleet: Fleet) -> VllmWorker:
+    """A generator with a KV connector, which keeps the cache of whole prompts on disk as well."""
+    return fleet.get("connected")
 
 
 @pytest.fixture(scope="session")

@@ -187,6 +187,12 @@ class VllmWorker:
         found = re.findall(rf"^{name}(?:{{[^}}]*}})? ([0-9.e+-]+)$", text, re.MULTILINE)
         return sum(map(float, found))
 
+    def by_source(self) -> dict[str, int]:
+        """Prompt tokens by where they came from, as the engine's own counters have them."""
+        text = httpx.get(f"{self.url}/metrics", timeout=SECONDS_MAX).text
+        found = re.findall(r'^vllm:prompt_tokens_by_source_total{.*source="(\w+)".*} ([0-9.e+]+)$', text, re.MULTILINE)
+        return {source: int(float(count)) for source, count in found}
+
     def open_numbers(self) -> list[int]:
         """The numbers of requests that are in its engine, or whose events are not safe yet."""
         slots = (self.state_dir / "vllm" / f"{self.worker_id}.open").read_bytes()[256:]
@@ -261,6 +267,7 @@ def engine_sum(events: list[wire.UsageEvent]) -> Counters:
     for event in events:
         tokens, attributes = event.data.tokens, event.data.attributes
         prompt += int(attributes.get("engine.prompt_tokens", input_tokens(tokens)))
-        cached += int(attributes.get("engine.cached_tokens", tokens.cache_read.gpu))
+        read = tokens.cache_read
+        cached += int(attributes.get("engine.cached_tokens", read.gpu + read.cpu + read.disk))
         output += tokens.output
     return Counters(prompt, cached, output)

@@ -22,6 +22,8 @@ from taximeter_schemas.events import Attribution
 JOIN_SECONDS_MAX = 2.0
 """How long an event waits for the KV events of its request."""
 BLOCKS_MAX = 65_536
+ENGINE_MEDIA, HOST_MEDIUM = ("GPU", None), "CPU"
+"""Where KV events say that a block is: in the engine's own cache (also where that is on a CPU), in a connector's in memory."""
 INCIDENT_ATTRIBUTE = "cache.incident"
 _log = logging.getLogger(__name__)
 
@@ -94,6 +96,8 @@ class BlockJoin:
                     self._table.cleared(batch.ts)
                 elif event.group_idx:
                     continue  # Other kinds of attention of a hybrid model repeat the same prefix.
+                elif event.medium not in ENGINE_MEDIA:
+                    self._take_in_kept(event, batch.ts)
                 elif isinstance(event, BlockRemoved):
                     self._table.removed([as_bytes(block) for block in event.block_hashes], batch.ts)
                 elif isinstance(event, BlockStored):
@@ -104,6 +108,15 @@ class BlockJoin:
                         as_bytes(parent) if parent is not None else None,
                         [as_bytes(block) for block in event.block_hashes],
                     )
+
+    def _take_in_kept(self, event: BlockStored | BlockRemoved, at: float) -> None:
+        if event.medium != HOST_MEDIUM:
+            return  # Of disks and other nodes the engine need not tell when a block goes.
+        blocks = [as_bytes(block) for block in event.block_hashes]
+        if isinstance(event, BlockRemoved):
+            self._table.dropped(blocks, at)
+        else:
+            self._table.kept(blocks)
 
     def _alert(self, part: Part, pool: str, foreign: list[Label]) -> None:
         tags = part.tags or untagged(part.path)

@@ -2,7 +2,8 @@
 
 A block stored for a sequence is either new or, where the sequence found it in the cache, reported again; which of the two is
 known once the engine's count of its cached tokens is. A hash that is not resident when it is first stored begins a residency,
-whoever stored it then warmed it; its removal ends the residency. Only hashes are kept, never token ids.
+whoever stored it then warmed it; its removal ends the residency, unless a KV connector still keeps a copy: what is loaded from
+there is still whose it was. Only hashes are kept, never token ids.
 """
 
 from collections import OrderedDict
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 
 LABELS_MAX = 100_000
 ENDED_MAX = 100_000
+KEPT_MAX = 1_000_000
+"""With so many residencies a block ends its own when it leaves the engine, whatever a connector keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +25,13 @@ class Label:
 
 @dataclass(slots=True)
 class Residency:
-    """A block's stay in the cache: who warmed it (None: nobody that was seen), and how many copies of it there are."""
+    """A block's stay in the cache: who warmed it (None: nobody that was seen), the sequence that it was first stored for, how
+    many copies of it the engine has, and whether a connector keeps one in the host's memory."""
 
     warmed_by: Label | None
+    session: str | None = None
     copies: int = 1
+    is_kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +65,11 @@ class BlockTable:
         """Blocks were stored, or found, for a sequence; the first follows `parent` (None: it is the prompt's first)."""
         label = self._labels.get(session) if session is not None else None
         for block in hashes:
-            if block not in self._resident:
-                self._resident[block] = Residency(label)
+            residency = self._resident.get(block)
+            if residency is None:
+                self._resident[block] = Residency(label, session)
+            elif residency.copies == 0:
+                residency.copies = 1  # Loaded from a connector, or computed beside its copy.
         chain = self._chains.get(session) if session is not None else None
         if chain is None:
             return
@@ -78,18 +87,29 @@ class BlockTable:
             residency = self._resident.get(block)
             if residency is None:
                 continue
-            residency.copies -= 1
-            if residency.copies <= 0:
-                del self._resident[block]
-                self._evicted_at[block] = at
-                self._evicted_at.move_to_end(block)
-        while len(self._evicted_at) > ENDED_MAX:
-            self._evicted_at.popitem(last=False)
+            residency.copies = max(0, residency.copies - 1)
+            self._end(block, residency, at)
+
+    def kept(self, hashes: list[bytes]) -> None:
+        """A connector keeps copies of blocks that the engine has, too. Of others it is not known whose they are."""
+        for block in hashes:
+            residency = self._resident.get(block)
+            if residency is not None:
+                residency.is_kept = len(self._resident) < KEPT_MAX
+
+    def dropped(self, hashes: list[bytes], at: float) -> None:
+        """A connector has let go of them."""
+        for block in hashes:
+            residency = self._resident.get(block)
+            if residency is not None:
+                residency.is_kept = False
+                self._end(block, residency, at)
 
     def cleared(self, at: float) -> None:
         """The whole cache was cleared."""
         for residency in self._resident.values():
             residency.copies = 0
+            residency.is_kept = False
         self.removed(list(self._resident), at)
 
     def lost(self) -> None:
@@ -98,6 +118,15 @@ class BlockTable:
         self._evicted_at.clear()
         self.tainted.update(self._chains)
 
+    def _end(self, block: bytes, residency: Residency, at: float) -> None:
+        if residency.copies or residency.is_kept:
+            return
+        del self._resident[block]
+        self._evicted_at[block] = at
+        self._evicted_at.move_to_end(block)
+        if len(self._evicted_at) > ENDED_MAX:
+            self._evicted_at.popitem(last=False)
+
     def chain(self, session: str) -> list[bytes]:
         """A sequence's blocks in order, as far as they are told."""
         return self._chains.get(session, [])
@@ -105,18 +134,17 @@ class BlockTable:
     def join(self, session: str, blocks: int, hit_blocks: int) -> HitOrigin:
         """What is known about the first `blocks` blocks of a sequence, of which `hit_blocks` were hit."""
         chain = self.chain(session)[:blocks]
-        own = self._labels.get(session)
         warmers = []
         for block in chain[:hit_blocks]:
             residency = self._resident.get(block)
-            if residency is not None and residency.warmed_by is own:
-                # It was there before anything was seen of it (messages were lost).
+            if residency is not None and residency.session == session:
+                # It was there before anything was seen of it: messages were lost, or a connector had it from elsewhere.
                 residency.warmed_by = None
             warmers.append(residency.warmed_by if residency is not None else None)
         evicted: list[float] = []
         for block in chain[hit_blocks:]:
             residency = self._resident.get(block)
-            if residency is not None and residency.warmed_by is not own:
+            if residency is not None and residency.session != session:
                 # Computed beside a copy that was there already.
                 residency.copies += 1
             if block in self._evicted_at:

@@ -14,6 +14,7 @@ PARAMETERS = {
     "add_request": ("request", "prompt", "parent_req", "request_index", "queue"),
     "abort_requests": ("request_ids", "internal"),
     "propagate_error": ("e",),
+    "process_outputs": ("engine_core_outputs",),
     "_finish_request": ("req_state",),
     "_update_stats_from_finished": ("req_state", "finish_reason", "iteration_stats"),
 }
@@ -38,6 +39,8 @@ STATS_FIELDS = (
     "last_token_ts",
     "first_token_latency",
 )
+PREFILL_FIELDS = ("num_cached_tokens", "num_external_cached_tokens")
+OUTPUT_FIELDS = ("request_id", "prefill_stats")
 REQUEST_FIELDS = ("request_id", "sampling_params", "lora_request", "cache_salt", "priority", "session_id")
 REASONS = ("STOP", "LENGTH", "ABORT", "ERROR")
 
@@ -46,13 +49,14 @@ def check_vllm() -> str:
     """The version of a vLLM that is as the plugin knows it. Raises DriftError, which names what is not."""
     try:
         import vllm
-        from vllm.v1.engine import EngineCoreRequest, FinishReason
+        from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
         from vllm.v1.engine.output_processor import OutputProcessor, RequestState
-        from vllm.v1.metrics.stats import RequestStateStats
+        from vllm.v1.metrics.stats import PrefillStats, RequestStateStats
     except (ImportError, AttributeError) as error:
         raise DriftError(f"vLLM does not have what the metering plugin holds on to: {error}") from None
     version = str(getattr(vllm, "__version__", "unknown"))
     problems = find_problems(OutputProcessor, RequestState, RequestStateStats, EngineCoreRequest, FinishReason)
+    problems += find_prefill_problems(EngineCoreOutput, PrefillStats)
     if problems:
         raise DriftError(
             f"vLLM {version} is not as the metering plugin knows it ({', '.join(TESTED_VERSIONS)}): {'; '.join(problems)}"
@@ -77,6 +81,12 @@ def find_problems(processor: type, state: type, stats: type, request: type, reas
     if "request_states" not in processor.__init__.__code__.co_names:  # type: ignore[misc]
         problems.append(f"{processor.__name__}.request_states is gone")
     return problems
+
+
+def find_prefill_problems(output: type, prefill: type) -> list[str]:
+    """What differs in what the engine says of a prompt's cached tokens, in words."""
+    problems = _missing(output, OUTPUT_FIELDS, getattr(output, "__struct_fields__", ()))
+    return problems + _missing(prefill, PREFILL_FIELDS, getattr(prefill, "__dataclass_fields__", ()))
 
 
 def _parameters(method: Callable[..., object]) -> tuple[str, ...]:

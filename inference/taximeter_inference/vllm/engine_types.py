@@ -17,6 +17,13 @@ class SequenceStats(Protocol):
     first_token_latency: float
 
 
+class PrefillStats(Protocol):
+    """vllm.v1.metrics.stats.PrefillStats: where a prompt's tokens came from, as it was first scheduled."""
+
+    num_cached_tokens: int
+    num_external_cached_tokens: int
+
+
 class Detokenizer(Protocol):
     """vllm.v1.engine.detokenizer.IncrementalDetokenizer."""
 

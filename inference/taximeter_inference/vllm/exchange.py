@@ -10,7 +10,7 @@ from contextvars import ContextVar
 import msgspec
 
 from taximeter_inference.forwarding import Forwarded
-from taximeter_inference.vllm.engine_types import SequenceState
+from taximeter_inference.vllm.engine_types import PrefillStats, SequenceState
 
 CURRENT: ContextVar["Exchange | None"] = ContextVar("taximeter_exchange", default=None)
 """The exchange that whatever runs now belongs to; tasks that it starts inherit it."""
@@ -23,7 +23,8 @@ class ClosedSequence(msgspec.Struct, gc=False, frozen=True):
     """A sequence that has left the engine: what its event needs, so that the engine's own objects can go at once.
 
     `prompt_id` is shared by the answers to one prompt; `reason` is vLLM's finish reason in words. Tokens are as the engine's
-    own counters have them. Times are monotonic seconds, 0.0 for what never came; `first_token_seconds` is since its arrival.
+    own counters have them; of the cached ones, a KV connector brought `external`. Times are monotonic seconds, 0.0 for what
+    never came; `first_token_seconds` is since its arrival.
     """
 
     request_id: str
@@ -40,16 +41,20 @@ class ClosedSequence(msgspec.Struct, gc=False, frozen=True):
     first_token_at: float
     last_token_at: float
     first_token_seconds: float
+    external: int = 0
 
 
-def closed_sequence(state: SequenceState, reason: str) -> ClosedSequence:
-    """A sequence that ended for that reason just now."""
+def closed_sequence(state: SequenceState, reason: str, prefill: PrefillStats | None = None) -> ClosedSequence:
+    """A sequence that ended for that reason just now. `prefill` is what the engine said of its prompt (with a connector)."""
     stats, parent = state.stats, state.parent_req
     output = stats.num_generation_tokens if stats is not None else _detokenized(state)
-    prompt = cached = 0
+    prompt = cached = external = 0
     # The engine counts a prompt with its first output. An aborted or failed sequence may have ended before.
     if not (state.is_prefilling or (output == 0 and reason in (ABORTED, FAILED))):
         prompt, cached = state.prompt_len, state.num_cached_tokens
+        if prefill is not None:
+            # Not the state's: there it may be what another worker, which computed the prompt, had cached.
+            cached, external = prefill.num_cached_tokens, prefill.num_external_cached_tokens
     else:
         output = 0
     if stats is None:
@@ -73,6 +78,7 @@ def closed_sequence(state: SequenceState, reason: str) -> ClosedSequence:
         cached if cached < prompt else prompt,
         output,
         *times,
+        min(external, cached, prompt) if external else 0,
     )
 
 

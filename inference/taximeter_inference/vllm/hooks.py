@@ -1,5 +1,7 @@
 """The plugin's hold on vLLM: five methods of the engine's output processor, each called once a sequence, never once a token.
 
+Where the engine has a KV connector there is a sixth, called once a step: only there the engine says what the connector brought.
+
 The hooks are attributes of the one running OutputProcessor; its class and its files stay as they are.
 """
 
@@ -8,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from taximeter_inference.vllm.engine_types import EngineRequest, SequenceState
+from taximeter_inference.vllm.engine_types import EngineRequest, PrefillStats, SequenceState
 from taximeter_inference.vllm.exchange import (
     ABORTED,
     CURRENT,
@@ -24,18 +26,24 @@ Prepare = Callable[[EngineRequest, Exchange], None]
 """Checks a request and sets what only the worker may set, before it enters the engine."""
 
 _HOOKED = ("add_request", "abort_requests", "_finish_request", "_update_stats_from_finished", "propagate_error")
+_STEP = "process_outputs"
 
 
 class EngineHooks:
     """Books every sequence on the exchange that caused it, and hands on what is over.
 
     `begin` numbers an exchange that has reached the engine, unless its gateway meters it; `leave` takes a part that is over.
+    `connected` says that the engine has a KV connector.
     """
 
-    def __init__(self, prepare: Prepare, begin: Callable[[], int], leave: Callable[[Part], None]) -> None:
+    def __init__(
+        self, prepare: Prepare, begin: Callable[[], int], leave: Callable[[Part], None], connected: bool = False
+    ) -> None:
         self._prepare = prepare
         self._begin = begin
         self.leave = leave
+        self._connected = connected
+        self._prefills: dict[str, PrefillStats] = {}
         self._owners: dict[str, tuple[Exchange, SequenceState]] = {}
         self._unreasoned: dict[str, tuple[Exchange, SequenceState]] = {}
         self._processor: Any = None
@@ -93,6 +101,8 @@ class EngineHooks:
         hooks = (add_request, abort_requests, finish_request, update_stats_from_finished, propagate_error)
         for name, hook in zip(_HOOKED, hooks, strict=True):
             setattr(processor, name, hook)
+        if self._connected:
+            processor.process_outputs = self._noting_prefills(processor.process_outputs)
 
     def abandon(self) -> None:
         """The engine has stopped: what is in it still is metered as aborted, with what it had used."""
@@ -103,7 +113,7 @@ class EngineHooks:
     def detach(self) -> None:
         """Let go. What is in the engine still is metered as aborted."""
         self.abandon()
-        for name in _HOOKED:
+        for name in (*_HOOKED, _STEP):
             with contextlib.suppress(AttributeError):
                 delattr(self._processor, name)
 
@@ -112,6 +122,18 @@ class EngineHooks:
         exchange.over = True
         if exchange.open == 0:
             self._hand_on(exchange)
+
+    def _noting_prefills(self, process: Callable[..., Any]) -> Callable[..., Any]:
+        owners, prefills = self._owners, self._prefills
+
+        def process_outputs(engine_core_outputs: list[Any], *arguments: Any, **named: Any) -> Any:
+            for output in engine_core_outputs:
+                # With a sequence's first output only, however often it is put off and computed again.
+                if output.prefill_stats is not None and output.request_id in owners:
+                    prefills[output.request_id] = output.prefill_stats
+            return process(engine_core_outputs, *arguments, **named)
+
+        return process_outputs
 
     def _close(self, identity: str, reason: str) -> None:
         owner = self._owners.pop(identity, None)
@@ -124,7 +146,8 @@ class EngineHooks:
         owner = self._unreasoned.pop(identity, None)
         if owner is not None:
             exchange, state = owner
-            exchange.closed.append(closed_sequence(state, reason))
+            prefill = self._prefills.pop(identity, None) if self._prefills else None
+            exchange.closed.append(closed_sequence(state, reason, prefill))
             exchange.open -= 1
             if exchange.over and exchange.open == 0:
                 self._hand_on(exchange)

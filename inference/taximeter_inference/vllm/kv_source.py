@@ -17,13 +17,17 @@ _log = logging.getLogger(__name__)
 
 
 class BlockStored(msgspec.Struct, tag=True, gc=False):
-    """Blocks were computed, or found in the cache. Unknown fields, the token ids among them, are skipped."""
+    """Blocks were computed, or found in the cache. Unknown fields, the token ids among them, are skipped.
+
+    `medium` is GPU for the engine's own cache (on CPUs too); a KV connector tells of what it keeps under other names.
+    """
 
     block_hashes: list[bytes | int]
     parent_block_hash: bytes | int | None = None
     block_size: int = 0
     group_idx: int | None = None
     session_id: str | None = None
+    medium: str | None = None
 
 
 class BlockRemoved(msgspec.Struct, tag=True, gc=False):
@@ -31,6 +35,7 @@ class BlockRemoved(msgspec.Struct, tag=True, gc=False):
 
     block_hashes: list[bytes | int]
     group_idx: int | None = None
+    medium: str | None = None
 
 
 class AllBlocksCleared(msgspec.Struct, tag=True, gc=False):

@@ -16,7 +16,7 @@ class WorkerSettings(LogSettings):
     worker_id: str = Field(
         default_factory=lambda: "vllm-" + "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:48],
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$",
-        description="Unique name of this worker; by default its host's",
+        description="Unique name of this worker, by default its host's; API server processes of one worker add -1, -2",
     )
     worker_tags: Literal["signed", "trusted"] = Field(
         "signed",
@@ -37,12 +37,16 @@ class WorkerSettings(LogSettings):
         default_factory=dict,
         description='Which tenants may set priority, kv_transfer_params, ... as JSON ({"tenant": ["priority"]})',
     )
+    worker_connector_tier: Literal["auto", "gpu", "cpu", "disk"] = Field(
+        "auto",
+        description="The tier that tokens from a KV connector count under; auto: its own, or cpu where it may have several",
+    )
     worker_gpus: int = Field(0, ge=0, le=4_096, description="GPUs behind this worker; 0 means what vLLM says")
     forwarding_secret: SecretStr | None = Field(
-        None, min_length=16, description="Secret that gateways sign forwarded tags with"
+        None, min_length=16, description="The gateways' secret, which they sign forwarded tags with"
     )
     forwarding_secret_previous: SecretStr | None = Field(
-        None, min_length=16, description="The signing secret before, during a rotation"
+        None, min_length=16, description="The signing secret before: both count during a rotation"
     )
     worker_isolation: Literal["pool", "off"] = Field(
         "pool", description="Whether each cache pool gets a salt of its own; off only for measurements"
@@ -57,7 +61,7 @@ class WorkerSettings(LogSettings):
         gt=0,
         description="What may wait on disk while the log is away; when that is full, new requests are refused",
     )
-    state_dir: Path = Field(Path("data/state"), description="Folder for state beside the service")
+    state_dir: Path = Field(Path("data/state"), description="Folder for the spool, where usage events wait while the log is away")
 
     @property
     def spool_dir(self) -> Path:

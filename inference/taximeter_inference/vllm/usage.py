@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from taximeter_inference.forwarding import Forwarded
 from taximeter_inference.gateway.tags import PLACE_ATTRIBUTE
 from taximeter_inference.vllm.blocks import BlockReport
+from taximeter_inference.vllm.connector import DEFAULT, Tier
 from taximeter_inference.vllm.exchange import ClosedSequence, Part
 from taximeter_inference.vllm.tags import OPERATIONS, is_named, root_of, untagged
 from taximeter_schemas.events import TOKENS_MAX, Operation, Outcome
@@ -27,11 +28,12 @@ _NOT_IN_TAGS = re.compile(r"[^A-Za-z0-9._:/@+-]")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who meters: the worker's name, its name in this start, the base model's served name."""
+    """Who meters: the worker's name, its name in this start, the base model's served name, the tier of its KV connector."""
 
     worker: str
     boot: str
     model: str
+    connector: Tier = DEFAULT
 
 
 def build_event(
@@ -55,7 +57,7 @@ def build_event(
             feature=tags.feature,
             model=as_tag(origin.model),
             adapter=next((as_tag(closed.lora_name) for closed in part.sequences if closed.lora_name), None),
-            tokens=_tokens(part, billed),
+            tokens=_tokens(part, billed, origin.connector),
             operation=operation,
             request_id=identity,
             root_request_id=root_of(tags) or identity,
@@ -112,13 +114,16 @@ def _began(part: Part, now: datetime, monotonic_now: float) -> datetime:
     return now - timedelta(seconds=max(0.0, monotonic_now - began))
 
 
-def _tokens(part: Part, billed: Sequence[ClosedSequence]) -> Tokens:
+def _tokens(part: Part, billed: Sequence[ClosedSequence], connector: Tier) -> Tokens:
     prompt = sum(closed.prompt for closed in billed)
     cached = sum(closed.cached for closed in billed)
+    external = sum(closed.external for closed in billed)
+    read = {"gpu": cached - external}
+    read[connector] = read.get(connector, 0) + external
     output = sum(closed.output for closed in part.sequences)
     return Tokens(
         uncached_input=min(prompt - cached, TOKENS_MAX),
-        cache_read=CacheRead(gpu=min(cached, TOKENS_MAX)),
+        cache_read=CacheRead(**{tier: min(tokens, TOKENS_MAX) for tier, tokens in read.items()}),
         output=min(output, TOKENS_MAX),
     )
 
@@ -158,6 +163,8 @@ def _attributes(
     if len(billed) != sum(1 for one in found if one.prompt):
         engine["engine.prompt_tokens"] = str(sum(one.prompt for one in found))
         engine["engine.cached_tokens"] = str(sum(one.cached for one in found))
+        if external := sum(one.external for one in found):
+            engine["engine.external_tokens"] = str(external)
     engine |= cache
     room = ATTRIBUTES_MAX - len(engine)
     return {**dict(list(given.items())[:room]), **engine}

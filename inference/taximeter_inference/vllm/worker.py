@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from taximeter_inference.gateway.salt import PoolKeys
 from taximeter_inference.vllm.block_join import BlockJoin
+from taximeter_inference.vllm.connector import DEFAULT, Tier, has_connector, tier_of
 from taximeter_inference.vllm.drift import TESTED_VERSIONS, check_vllm
 from taximeter_inference.vllm.errors import WorkerError
 from taximeter_inference.vllm.exchange import CURRENT, Exchange
@@ -61,7 +62,12 @@ class WorkerMeter:
         self.sink = EventSink(
             self._producer,
             self._journal,
-            Origin(name, self._producer.worker_id, served_name(config.model_config)),
+            Origin(
+                name,
+                self._producer.worker_id,
+                served_name(config.model_config),
+                connector_tier(config.kv_transfer_config, settings),
+            ),
             gpus=settings.worker_gpus or int(getattr(config.parallel_config, "world_size", 1)),
             blocks=self._join.report if self._join is not None else counts_only,
         )
@@ -74,7 +80,9 @@ class WorkerMeter:
             refuse=_client_error,
             waiting=self.sink.held,
         )
-        self.hooks = EngineHooks(guard.prepare, self._journal.begin, self.sink.take)
+        self.hooks = EngineHooks(
+            guard.prepare, self._journal.begin, self.sink.take, connected=has_connector(config.kv_transfer_config)
+        )
         self.hooks.attach(owner.output_processor)
         self.sink.start(self.hooks.running)
         _log.info("metering vLLM %s as %s", self.version, self._producer.worker_id)
@@ -157,6 +165,22 @@ def served_name(model_config: Any) -> str:
     """The name that the base model is served under."""
     names = getattr(model_config, "served_model_name", None) or model_config.model
     return str(names[0] if isinstance(names, list | tuple) else names)
+
+
+def connector_tier(kv_transfer_config: Any, settings: WorkerSettings) -> Tier:
+    """The tier that tokens from the KV connector count under; said at start-up, where there is a connector."""
+    if not has_connector(kv_transfer_config):
+        return DEFAULT
+    stated = settings.worker_connector_tier
+    tier = tier_of(kv_transfer_config) if stated == "auto" else stated
+    _log.log(
+        logging.INFO if tier else logging.WARNING,
+        "tokens from %s count as cache_read.%s%s",
+        kv_transfer_config.kv_connector,
+        tier or DEFAULT,
+        "" if tier else ": it may be another tier (TAXIMETER_WORKER_CONNECTOR_TIER)",
+    )
+    return tier or DEFAULT
 
 
 def open_producer(settings: WorkerSettings) -> tuple[UsageProducer, str]:
