@@ -6,12 +6,14 @@
 import sys
 from pathlib import Path
 
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 from taximeter.embedded.services import SERVICES
 from taximeter.embedded.upstream.settings import UpstreamSettings
 from taximeter_billing.settings import BillingSettings
 from taximeter_inference.gateway.settings import GatewaySettings
+from taximeter_inference.vllm.settings import WorkerSettings
 from taximeter_producers.ingest.settings import IngestSettings
 from taximeter_streams.alerts.settings import AlertsSettings
 from taximeter_streams.budgets.settings import BudgetsSettings
@@ -25,6 +27,10 @@ SETTINGS: dict[str, type[BaseSettings]] = {
     "gateway": GatewaySettings,
     "ingest": IngestSettings,
     "upstream": UpstreamSettings,
+    "worker": WorkerSettings,
+}
+_SECTIONS = {service.name: service.describes for service in SERVICES} | {
+    "worker": "a vLLM server with [the plugin](../vllm.md), or a program with `WorkerMeter`"
 }
 _HEAD = """# Settings
 
@@ -37,18 +43,25 @@ def variables(service: str) -> dict[str, tuple[str, str]]:
     """The variables that a service reads: name to default and description."""
     found = {}
     for name, field in SETTINGS[service].model_fields.items():
-        default = "required" if field.is_required() else f"`{field.default}`" if str(field.default) else "empty"
-        found[f"TAXIMETER_{name.upper()}"] = (default, field.description or "")
+        found[f"TAXIMETER_{name.upper()}"] = (_default(field), field.description or "")
     return found
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default_factory is not None:
+        return "`{}`" if field.default_factory is dict else "computed"
+    return f"`{field.default}`" if str(field.default) else "empty"
 
 
 def page() -> str:
     """The whole page."""
     parts = [_HEAD]
-    for service in SERVICES:
-        parts.append(f"\n## {service.name}: {service.describes}\n\n| variable | default | what |\n|---|---|---|")
-        rows = sorted(variables(service.name).items())
-        parts.extend(f"| `{name}` | {default} | {what} |" for name, (default, what) in rows)
+    for name, describes in _SECTIONS.items():
+        parts.append(f"\n## {name}: {describes}\n\n| variable | default | what |\n|---|---|---|")
+        rows = sorted(variables(name).items())
+        parts.extend(f"| `{variable}` | {default} | {what} |" for variable, (default, what) in rows)
     return "\n".join(parts) + "\n"
 
 
