@@ -3,7 +3,7 @@
 `python -m taximeter.settings_reference FILE` writes it; a test says when the page is not current.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from pydantic.fields import FieldInfo
@@ -66,4 +66,6 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(page())
+    reader = argparse.ArgumentParser(description="Write the reference of settings.")
+    reader.add_argument("file", type=Path)
+    reader.parse_args().file.write_text(page())
