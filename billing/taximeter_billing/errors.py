@@ -5,6 +5,7 @@ BillingError
 ├── NotFoundError       there is no such tenant, key, invoice or period
 ├── PeriodOpenError     the period has not ended, or its grace has not
 ├── AlertError          the log did not take an alert
+├── LogAwayError        the log does not answer; nothing was recorded
 └── FrozenError         something finalized or published would have to change
 """
 
@@ -52,3 +53,10 @@ class AlertError(BillingError):
 
     status = 503
     code = "not_sent"
+
+
+class LogAwayError(BillingError):
+    """The log does not answer; nothing was recorded."""
+
+    status = 503
+    code = "log_away"

@@ -8,16 +8,20 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 from sqlalchemy import Engine, make_url
 
 from taximeter_billing import keys
 from taximeter_billing.book import ApiKeyRow, open_book
 from taximeter_billing.declarations import Plan, apply_declarations, plan_file, read_file
 from taximeter_billing.declarations.applying import Publish
-from taximeter_billing.errors import NotFoundError
+from taximeter_billing.errors import LogAwayError, NotFoundError
 from taximeter_billing.settings import BillingSettings
 from taximeter_producers.control import publish
 from taximeter_schemas.control import ControlRecord
+
+LOG_ANSWER_SECONDS_MAX = 5.0
 
 
 @contextmanager
@@ -51,6 +55,21 @@ def publisher(settings: BillingSettings) -> Publish:
     return send
 
 
+def require_log(settings: BillingSettings) -> None:
+    """Ask whether the log of these settings answers. Raises LogAwayError.
+
+    A person who waits is told so before anything is recorded: a key whose making is recorded and not published is lost with its
+    secret.
+    """
+    servers = settings.kafka_bootstrap_servers
+    try:
+        AdminClient({"bootstrap.servers": servers, "log_level": 0}).list_topics(timeout=LOG_ANSWER_SECONDS_MAX)
+    except KafkaException as error:
+        raise LogAwayError(
+            f"Kafka at {servers} does not answer (TAXIMETER_KAFKA_BOOTSTRAP_SERVERS), so nothing was done: {error.args[0].str()}"
+        ) from None
+
+
 def plan_of_file(settings: BillingSettings, path: Path, *, prune: bool = False) -> Plan:
     """What applying the file would change. Raises DeclarationError or FrozenError."""
     with _opened_or_made(settings) as book:
@@ -60,9 +79,10 @@ def plan_of_file(settings: BillingSettings, path: Path, *, prune: bool = False) 
 def apply_file(settings: BillingSettings, path: Path, actor: str, *, prune: bool = False) -> Plan:
     """Bring the book to what the file declares and publish it; returns what was changed. Doing it again changes nothing.
 
-    Raises DeclarationError or FrozenError before anything is written, and ControlError when all is recorded but the log does
-    not answer: then the next apply, or the billing service, publishes it.
+    Raises DeclarationError, FrozenError or LogAwayError before anything is written, and ControlError when all is recorded but
+    the log stopped answering: then the next apply, or the billing service, publishes it.
     """
+    require_log(settings)
     with _opened_or_made(settings) as book:
         return apply_declarations(
             book, read_file(path), actor, datetime.now(UTC), publisher(settings), prune=prune
@@ -70,8 +90,9 @@ def apply_file(settings: BillingSettings, path: Path, actor: str, *, prune: bool
 
 
 def create_key(settings: BillingSettings, tenant: str, actor: str) -> keys.CreatedKey:
-    """Make an API key for a tenant. The secret is shown now and never again. Raises NotFoundError or ControlError."""
+    """Make an API key for a tenant. The secret is shown now and never again. Raises NotFoundError, LogAwayError, ControlError."""
     with opened(settings) as book:
+        require_log(settings)
         return keys.create_key(book, tenant, actor, datetime.now(UTC), publisher(settings))
 
 

@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import typer
-from confluent_kafka import KafkaException
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from taximeter.cli.billing_session import errors_for_people, known_tenant
 from taximeter.cli.budget_states import read_states
-from taximeter_billing.operations import opened
+from taximeter_billing.operations import opened, require_log
 from taximeter_billing.settings import BillingSettings
 from taximeter_billing.top_ups import list_top_ups
 from taximeter_schemas.budgets import BudgetPosition
@@ -27,14 +26,9 @@ def show_list(tenant: Annotated[str, typer.Option(help="Only of that tenant.")] 
     settings = BillingSettings()
     with errors_for_people(), opened(settings) as book:
         known_tenant(book, tenant or None)
-    told = Console(stderr=True)
-    try:
-        with told.status("reading where budgets stand"):
+        with Console(stderr=True).status("reading where budgets stand"):
+            require_log(settings)
             states = read_states(settings.kafka_bootstrap_servers)
-    except KafkaException as error:
-        why = f"Kafka at {settings.kafka_bootstrap_servers}: {error.args[0].str()}"
-        told.print(f"[red]error:[/] {escape(why)}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for head in ("budget", "tenant", "period"):
         table.add_column(head, overflow="fold")

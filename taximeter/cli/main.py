@@ -84,8 +84,9 @@ app = typer.Typer(
 @app.callback()
 def _several() -> None:
     # With one registered command alone, typer would make it the program.
-    # ClickHouse's client logs what it raises; here the error is told, once.
-    logging.getLogger("clickhouse_connect").addHandler(logging.NullHandler())
+    # Clients log what they raise, librdkafka each attempt; here the error is told, once.
+    for client in ("clickhouse_connect", "taximeter_producers"):
+        logging.getLogger(client).addHandler(logging.NullHandler())
 
 
 @app.command()

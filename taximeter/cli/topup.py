@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from taximeter.cli.apply import actor
 from taximeter_billing.errors import BillingError
-from taximeter_billing.operations import opened, publisher
+from taximeter_billing.operations import opened, publisher, require_log
 from taximeter_billing.settings import BillingSettings
 from taximeter_billing.top_ups import Wanted, top_up
 from taximeter_producers.errors import ControlError
@@ -31,6 +31,7 @@ def command(
     try:
         wanted = Wanted(id, tenant, to_pico(amount), currency, budget, note)
         with opened(settings) as book:
+            require_log(settings)
             done = top_up(book, wanted, actor(), datetime.now(UTC), publisher(settings))
     except (BillingError, AmountError) as error:
         errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
