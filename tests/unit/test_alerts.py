@@ -121,7 +121,9 @@ def test_an_alert_goes_to_its_tenant_and_to_the_operator() -> None:
 def test_a_negative_margin_is_told_to_the_operator_alone() -> None:
     margin = ALERT.model_copy(update={"kind": AlertKind.NEGATIVE_MARGIN, "budget_id": None})
     assert [found.id for found in endpoints_for(margin, [endpoint("ops"), endpoint("acme", "acme")])] == ["ops"]
-    assert "costs more than it earns" in sentence(margin)
+    said = sentence(margin)
+    assert "costs more than it earns" in said
+    assert f"`taximeter margin --period {margin.period} --tenant {margin.tenant} --by model`" in said
     assert webhook_body(margin)["type"] == "margin.negative"
 
 
@@ -136,7 +138,8 @@ def test_an_isolation_incident_names_both_to_the_operator_alone() -> None:
     assert [found.id for found in told] == ["ops"]
     assert sentence(alert) == (
         "cache isolation incident: mallory (pool tenant:mallory) hit blocks that acme warmed in pool duo"
-        " (request gateway-1:ab:7, worker vllm-1:cd)"
+        " (request gateway-1:ab:7, worker vllm-1:cd); next: take that worker out of service, then follow"
+        ' "When an incident is told" in docs/isolation.md'
     )
     assert webhook_body(alert)["type"] == "isolation.incident"
 

@@ -35,7 +35,10 @@ def sentence(alert: BudgetAlert) -> str:
         f" for {name} {value}" for name, value in (("feature", alert.feature), ("model", alert.model)) if value
     )
     if alert.kind is AlertKind.NEGATIVE_MARGIN:
-        return f"{alert.tenant}{scope} costs more than it earns: {spent} against {limit} in {alert.period}"
+        return (
+            f"{alert.tenant}{scope} costs more than it earns: {spent} against {limit} in {alert.period}; see `taximeter margin"
+            f" --period {alert.period} --tenant {alert.tenant} --by model`, then mend its price or its cost"
+        )
     kind = "prepaid" if alert.period == PeriodKind.LIFETIME else _PERIODS.get(len(alert.period), "hourly")
     budget, spent = f"{kind} budget{scope} of {limit}", f"{spent} spent"
     if alert.period != PeriodKind.LIFETIME:
@@ -80,7 +83,8 @@ def webhook_body(alert: BudgetAlert) -> dict[str, object]:
 def _incident(tenant: str, incident: IsolationIncident) -> str:
     return (
         f"cache isolation incident: {tenant} (pool {incident.pool}) hit blocks that {incident.warmed_by} warmed in pool"
-        f" {incident.warmed_in} (request {incident.request_id}, worker {incident.worker})"
+        f" {incident.warmed_in} (request {incident.request_id}, worker {incident.worker}); next: take that worker out of"
+        ' service, then follow "When an incident is told" in docs/isolation.md'
     )
 
 
