@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 import yaml
+from typer import Context
+from typer.main import get_group
 
+from taximeter.cli.main import app
 from taximeter.embedded.services import BY_NAME
 from taximeter.settings_reference import page, variables
 
@@ -37,6 +40,26 @@ def test_a_service_runs_itself_as_nobody_and_says_whether_it_is_ready(name: str)
     assert service["user"] == "10001"
     assert service["read_only"] is True
     assert f":{BY_NAME[name].port}{BY_NAME[name].ready_path}" in service["healthcheck"]["test"][-1]
+
+
+def test_reconciliation_runs_as_a_job_on_the_book_and_says_whether_it_can_look() -> None:
+    job = COMPOSE["services"]["reconcile"]
+    name, *options = job["command"]
+    group = get_group(app)
+    command = group.get_command(Context(group), name)
+    assert command is not None
+    given = command.make_context(name, list(options)).params
+    assert given["every"] > 0 and given["repair"] and not given["as_json"]
+    assert f":{given['port']}/readyz" in job["healthcheck"]["test"][-1]
+    assert job["environment"] == {
+        name: value
+        for name, value in COMPOSE["services"]["billing"]["environment"].items()
+        if name in COMPOSE["x-environment"] or name == "TAXIMETER_DATABASE_URL"
+    }
+    assert job["user"] == "10001" and job["read_only"] is True
+    scraped = yaml.safe_load((ROOT / "docs" / "examples" / "prometheus.yml").read_text())
+    (targets,) = (one["targets"] for config in scraped["scrape_configs"] for one in config["static_configs"])
+    assert f"reconcile:{given['port']}" in targets
 
 
 def test_required_settings_are_given() -> None:
