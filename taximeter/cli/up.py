@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from taximeter.embedded.broker import BrokerError
 from taximeter.embedded.services import SERVICES
-from taximeter.embedded.stack import Stack, StackError
+from taximeter.embedded.stack import PORT_OFFSET_MAX, PortsTakenError, Stack, StackError
 
 
 def command(
@@ -19,10 +21,19 @@ def command(
     declarations: Annotated[
         Path | None, typer.Option("--apply", help="Apply this YAML file once the stack is up.")
     ] = None,
+    port_offset: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=PORT_OFFSET_MAX,
+            envvar="TAXIMETER_PORT_OFFSET",
+            help="Added to every port, where the usual ones are taken: 1000 puts the gateway on 9080 instead of 8080.",
+        ),
+    ] = 0,
 ) -> None:
     """Start the embedded stack (no Docker, no account) and keep it running; Ctrl-C stops it cleanly."""
     console = Console()
-    stack = Stack(data, report=lambda text: console.print(f"[dim]{text}[/]"))
+    stack = Stack(data, port_offset=port_offset, report=lambda text: console.print(f"[dim]{text}[/]"))
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
@@ -36,8 +47,13 @@ def command(
             while not stopping.wait(1.0):
                 stack.supervise()
             console.print("[dim]stopping[/]")
-    except StackError as error:
-        console.print(f"[red]{error}[/]")
+    except PortsTakenError as error:
+        other = f"taximeter up --port-offset {port_offset + 1000} --data {data}-2"
+        told = f"{error}. Stop what listens there (another `taximeter up`?), or take others: {other}"
+        Console(stderr=True).print(f"[red]error:[/] {escape(told)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    except (StackError, BrokerError) as error:
+        Console(stderr=True).print(f"[red]{escape(str(error))}[/]", highlight=False)
         raise typer.Exit(1) from None
 
 

@@ -1,6 +1,12 @@
-"""Free ports of the loopback interface."""
+"""Free and taken ports of the loopback interface."""
 
 import socket
+
+
+def is_taken(port: int) -> bool:
+    """Whether something listens on that port of the loopback interface."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_port() -> int:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from taximeter.embedded.broker import EmbeddedBroker
-from taximeter.embedded.ports import free_port
+from taximeter.embedded.ports import free_port, is_taken
 from taximeter.embedded.processes import ChildProcess
 from taximeter.embedded.services import SERVICES, Service
 from taximeter.embedded.tether import tethered_command
@@ -27,12 +27,18 @@ from taximeter.embedded.tether import tethered_command
 READY_SECONDS_MAX = 120.0
 RESTARTS_MAX = 20
 PARTITIONS = 4
+PORTS = {"Kafka": 9092, "ClickHouse": 8123, "Stripe double": 8091, **{one.name: one.port for one in SERVICES}}
+PORT_OFFSET_MAX = 65_535 - max(PORTS.values())
 
 Report = Callable[[str], None]
 
 
 class StackError(RuntimeError):
     """A part of the embedded stack did not start, or ended and could not be restarted."""
+
+
+class PortsTakenError(StackError):
+    """Something listens already where a part of the stack should."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,8 @@ class Stack:
 
     data_dir: Path
     random_ports: bool = False
+    port_offset: int = 0
+    """Added to each of PORTS."""
     kafka: str | None = None
     """Bootstrap servers of a Kafka that runs already; None starts the embedded broker."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -103,14 +111,14 @@ class Stack:
         """Start everything and wait until it is ready. Raises StackError with the log's tail when a part does not come up."""
         self.data_dir = self.data_dir.resolve()
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        kafka = self.kafka or self._start_broker()
-        warehouse, stripe = self._port(8123), self._port(8091)
-        ports = {service.name: self._port(service.port) for service in SERVICES}
+        ports = self._ports()
+        kafka = self.kafka or self._start_broker(ports["Kafka"])
+        warehouse, stripe = ports["ClickHouse"], ports["Stripe double"]
         self._addresses = Addresses(
             kafka,
             f"http://default:@127.0.0.1:{warehouse}/taximeter",
             f"http://127.0.0.1:{stripe}",
-            {name: f"http://127.0.0.1:{port}" for name, port in ports.items()},
+            {service.name: f"http://127.0.0.1:{ports[service.name]}" for service in SERVICES},
         )
         common = self.service_environment = self._environment(ports)
         face = [
@@ -168,11 +176,18 @@ class Stack:
         """Wait until a (restarted) service says that it is ready."""
         self._await(service.name, self.addresses.urls[service.name] + service.ready_path)
 
-    def _port(self, fixed: int) -> int:
-        return free_port() if self.random_ports else fixed
+    def _ports(self) -> dict[str, int]:
+        """Where each part is to listen. Raises PortsTakenError, which names all that are taken."""
+        if self.random_ports:
+            return {name: free_port() for name in PORTS}
+        ports = {name: port + self.port_offset for name, port in PORTS.items()}
+        needed = {name: port for name, port in ports.items() if name != "Kafka" or self.kafka is None}
+        if taken := [f"{port} ({name})" for name, port in needed.items() if is_taken(port)]:
+            raise PortsTakenError(f"something listens already on port {', '.join(taken)}")
+        return ports
 
-    def _start_broker(self) -> str:
-        self._broker = EmbeddedBroker(self.data_dir / "broker", free_port() if self.random_ports else 9092)
+    def _start_broker(self, port: int) -> str:
+        self._broker = EmbeddedBroker(self.data_dir / "broker", port)
         self._broker.start()
         # The broker's memory begins empty, so its offsets mean nothing to the rows of an earlier life.
         self.log_id = f"embedded-{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"

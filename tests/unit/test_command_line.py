@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from sqlalchemy import func, select
 from typer.testing import CliRunner, Result
 
 from taximeter.cli.main import app
 from taximeter.cli.told_errors import told
-from taximeter_billing.book import open_book
+from taximeter.embedded.stack import PORTS
+from taximeter_billing.book import AuditRow, open_book
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "taximeter.yaml"
 
 
 @pytest.fixture
@@ -103,8 +107,40 @@ def test_a_part_that_does_not_answer_is_named(words: tuple[str, ...], setting: s
     assert "efused" in one_line(run(*words, **addresses))
 
 
-def test_kafka_that_does_not_answer_is_named() -> None:
-    # Its client waits for half a minute, so the error alone.
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("budget", "list"),
+        ("apply", "--yes", str(EXAMPLE)),
+        ("keys", "create", "acme"),
+        ("topup", "acme", "5.00", "--id", "order-1"),
+    ],
+)
+def test_without_kafka_nothing_is_done_and_its_address_is_named(
+    words: tuple[str, ...], nowhere: str, book: str
+) -> None:
+    line = one_line(run(*words, TAXIMETER_DATABASE_URL=book, TAXIMETER_KAFKA_BOOTSTRAP_SERVERS=nowhere))
+    assert line.startswith(f"error: Kafka at {nowhere} does not answer (TAXIMETER_KAFKA_BOOTSTRAP_SERVERS)")
+    opened = open_book(book)
+    with opened.connect() as connection:
+        assert connection.scalar(select(func.count()).select_from(AuditRow)) == 0
+    opened.dispose()
+
+
+def test_a_stack_whose_ports_are_taken_names_them_and_how_to_take_others(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        words = ("up", "--port-offset", str(port - PORTS["Kafka"]), "--data", str(tmp_path / "data"))
+        done = subprocess.run(
+            [sys.executable, "-m", "taximeter", *words], capture_output=True, text=True, check=False, timeout=60
+        )
+    assert done.returncode == 2
+    [line] = done.stderr.strip().splitlines()
+    assert f"{port} (Kafka)" in line
+    assert f"taximeter up --port-offset {port - PORTS['Kafka'] + 1000} --data {tmp_path / 'data'}-2" in line
+
+
+def test_kafka_that_stops_answering_is_named() -> None:
     line = told(KafkaException(KafkaError(KafkaError._TRANSPORT)))
     assert line is not None and line.startswith("Kafka does not answer (TAXIMETER_KAFKA_BOOTSTRAP_SERVERS)")
 
