@@ -14,12 +14,13 @@ from sqlalchemy.orm import Session
 
 from taximeter_billing import ledger, parking
 from taximeter_billing.book import InvoiceRow, ParkedRow, writing
-from taximeter_billing.computing import Computed, Extra, Seen, compute_groups, inputs_sha256, look
+from taximeter_billing.computing import Computed, Extra, compute_groups, inputs_sha256
 from taximeter_billing.credit_notes import LATE, Refund, draft, drop_late_drafts
 from taximeter_billing.declarations.state import Group, State, in_batches, read_state
 from taximeter_billing.domain.invoice import Invoice
 from taximeter_billing.errors import NotFoundError, PeriodOpenError
 from taximeter_billing.lifecycle import finalize_period, find_invoice, last_revision, list_invoices, list_parked
+from taximeter_billing.seeing import Seen, look
 from taximeter_billing.true_ups import Late, find_late
 from taximeter_billing.warehouse import Obstacle, TenantSpan, UsageReader
 from taximeter_schemas.periods import Period, billing_month

@@ -17,54 +17,26 @@ from taximeter_billing.domain.invoice import CODE_VERSION, Inputs, Invoice, buil
 from taximeter_billing.domain.settlement import Settlement, segment_at, settle_gathered, settle_period
 from taximeter_billing.domain.spans import cuts_us, spans_of
 from taximeter_billing.domain.storage import STORAGE
-from taximeter_billing.domain.storage_lines import LOOKBACK, Stored, storage_lines, storage_month, store
-from taximeter_billing.domain.takeback import Correction, Reserved, Takeback, contradiction
+from taximeter_billing.domain.storage_lines import (
+    Stored,
+    kept_by,
+    storage_lines,
+    storage_month,
+    store,
+)
+from taximeter_billing.domain.takeback import Reserved, Takeback, contradiction
 from taximeter_billing.domain.usage import UnknownPriceError, UsageRow
 from taximeter_billing.folding import UsageFold
-from taximeter_billing.warehouse import ANY_TIME, EventSet, TenantSpan, UsageReader
+from taximeter_billing.seeing import Seen, kept_until, spans_of_usage, stored_spans
+from taximeter_billing.warehouse import ANY_TIME, TenantSpan, UsageReader
+from taximeter_schemas.cache_policies import CachePolicy
 from taximeter_schemas.errors import CachePolicyError, CacheUseError
-from taximeter_schemas.periods import Period, billing_month
-from taximeter_schemas.rate_cards import RateCard
+from taximeter_schemas.periods import Period
 from taximeter_schemas.tenants import Tenant
 
 Rows = Iterable[UsageRow]
 _NEVER = datetime.max.replace(tzinfo=UTC)
 ARRIVED = "usage arrived while the period was being closed; close it again"
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What the warehouse held of some tenants in a period at one moment, before any row is read."""
-
-    label: str
-    periods: Mapping[str, Period]
-    sets: Mapping[str, EventSet]
-    corrections: Sequence[Correction] = ()
-    stored: Mapping[str, EventSet] = field(default_factory=dict)
-    """The events that say how long blocks were kept, by tenant; none where keeping them has no price at all."""
-    priced: Collection[str] = ()
-    """Card versions with a price for it."""
-
-    def stores(self, group: Group) -> bool:
-        """Whether keeping blocks has a price for something that the group used, in the period or shortly before it."""
-        cards = {card for one in group.tenants if one.id in self.stored for *_, card in self.stored[one.id].lines}
-        return not cards.isdisjoint(self.priced)
-
-    def until(self, group: Group) -> datetime | None:
-        """When the newest row of the group was inserted; whatever came later is left out."""
-        sets = [self.sets[tenant.id] for tenant in group.tenants]
-        sets += [self.stored[tenant.id] for tenant in group.tenants] if self.stores(group) else []
-        return max((each.newest for each in sets if each.newest is not None), default=None)
-
-    def pool_set(self, group: Group) -> tuple[int, str]:
-        """How many events the group has in the period, and their hash."""
-        return _joined(self.sets[tenant.id] for tenant in group.tenants)
-
-    def storage_set(self, group: Group) -> tuple[int, str]:
-        """How many events say how long the group's blocks were kept, and their hash; nothing where it has no price."""
-        if not self.stores(group):
-            return 0, ""
-        return _joined(self.stored[tenant.id] for tenant in group.tenants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +54,6 @@ class Computed:
     invoices: dict[str, Invoice] = field(default_factory=dict)
     charges: dict[str, Charges] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
-
-
-def look(
-    reader: UsageReader,
-    tenants: Iterable[Tenant],
-    label: str,
-    until: datetime = ANY_TIME,
-    *,
-    cards: Iterable[RateCard],
-) -> Seen:
-    """See what the warehouse holds of a month, as far as it was inserted until then. `cards`: all that are known."""
-    periods = {tenant.id: billing_month(label, tenant.time_zone) for tenant in tenants}
-    spans = [TenantSpan(tenant, period.start, period.end, until) for tenant, period in periods.items()]
-    priced = {card.name for card in cards if card.stores}
-    stored = reader.event_sets(_storage_spans(periods, label, until)) if priced else {}
-    return Seen(label, periods, reader.event_sets(spans), reader.corrections(spans), stored, priced)
 
 
 def agreed_of(state: State, tenant: Tenant, currency: str, period: Period, extra: Extra) -> Agreed:
@@ -130,6 +86,7 @@ def inputs_sha256(state: State, group: Group, tenant: Tenant, seen: Seen, extra:
         "late": [repr(line) for line in extra.late.get(tenant.id, ())],
         "until": str(seen.until(group)),
         "stored": seen.storage_set(group),
+        "kept_by": [repr(_kept_by(state, group, one)) for one in seen.companies(group)] if seen.stores(group) else [],
     }
     return sha256(canonical_json(said).encode()).hexdigest()
 
@@ -157,13 +114,22 @@ def compute(
         rows: Rows = map(rerate, reader.rows(spans)) if spans else ()
         return _event_by_event(rows, state, group, seen, agreed)
 
-    def stored() -> Stored | None:
-        if not any(card.stores for card in state.cards):
-            return None
-        rows = map(rerate, reader.rows(_stored_spans([group], seen)))
-        return store(rows, state.cards, group.policy, storage_month(seen.label))
+    def stored(company: tuple[str, ...], policy: CachePolicy) -> Stored:
+        rows = map(rerate, reader.rows(stored_spans(company, seen, until)))
+        return store(rows, state.cards, policy, storage_month(seen.label))
 
-    _compute_group(settle, stored, state, group, wanted, seen, extra, agreed, computed)
+    until = seen.until(group) or ANY_TIME
+    _compute_group(
+        settle,
+        stored if any(card.stores for card in state.cards) else None,
+        state,
+        group,
+        wanted,
+        seen,
+        extra,
+        agreed,
+        computed,
+    )
     return computed
 
 
@@ -180,7 +146,9 @@ def compute_groups(
     cuts, takebacks = _cuts(agreed), _takebacks(agreed, seen)
     spans = spans_of_usage(every, seen)
     fold = UsageFold(reader.client, spans, state.cards, cuts)
-    kept = UsageFold(reader.client, _stored_spans([one for one in every if seen.stores(one)], seen), state.cards)
+    untils = kept_until([one for one in every if seen.stores(one)], seen)
+    kept_spans = [span for tenant, until in untils.items() for span in stored_spans([tenant], seen, until)]
+    kept = UsageFold(reader.client, kept_spans, state.cards)
     taken = _taken_back(reader, [span for span in spans if span.tenant in takebacks], takebacks)
     computed = Computed()
     for group, wanted in groups:
@@ -199,15 +167,16 @@ def compute_groups(
             result = fold.savings(group.policy, _salt(group, seen), tenants=members, ttl_s=ttl_s)
             return _with_corrections_met(settle_gathered(gathered, result, _salt(group, seen)), own)
 
-        def stored(group: Group = group, members: list[str] = members) -> Stored | None:
-            if not seen.stores(group):
-                return None
+        def stored(company: tuple[str, ...], policy: CachePolicy) -> Stored:
             month = storage_month(seen.label)
-            if not kept.is_small(members):
-                return store(reader.rows(_stored_spans([group], seen)), state.cards, group.policy, month)
-            return kept.stored(group.policy, month, tenants=members)
+            if not kept.is_small(company):
+                own = [span for span in kept_spans if span.tenant in company]
+                return store(reader.rows(own), state.cards, policy, month)
+            return kept.stored(policy, month, tenants=company)
 
-        _compute_group(settle, stored, state, group, wanted, seen, extra, agreed, computed)
+        _compute_group(
+            settle, stored if seen.stores(group) else None, state, group, wanted, seen, extra, agreed, computed
+        )
     return computed
 
 
@@ -221,7 +190,7 @@ def _event_by_event(rows: Rows, state: State, group: Group, seen: Seen, agreed: 
 
 def _compute_group(
     settle: Callable[[], Settlement],
-    store: Callable[[], Stored | None],
+    store: Callable[[tuple[str, ...], CachePolicy], Stored] | None,
     state: State,
     group: Group,
     wanted: Collection[str],
@@ -235,16 +204,13 @@ def _compute_group(
         return
     try:
         settlement = settle()
-        stored = store()
+        lines = {} if store is None else _storage(store, state, group, seen)
     except (CachePolicyError, CacheUseError, UnknownPriceError) as error:
         computed.blocked.update(dict.fromkeys(wanted, str(error)))
         return
-    lines: Mapping[str, Sequence[Adjustment]] = {}
-    if stored is not None:
-        if stored.events != sum(seen.stored[tenant.id].events for tenant in group.tenants):
-            computed.blocked.update(dict.fromkeys(wanted, ARRIVED))
-            return
-        lines = storage_lines(stored, state.cards, group.policy, storage_month(seen.label), _salt(group, seen))
+    if lines is None:
+        computed.blocked.update(dict.fromkeys(wanted, ARRIVED))
+        return
     for tenant in group.tenants:
         if tenant.id not in wanted:
             continue
@@ -269,14 +235,39 @@ def _compute_group(
         )
 
 
+def _storage(
+    store: Callable[[tuple[str, ...], CachePolicy], Stored], state: State, group: Group, seen: Seen
+) -> dict[str, list[Adjustment]] | None:
+    """Storage lines by tenant, or None where usage arrived meanwhile. Each company is settled and rounded as a whole, alike for
+    whichever group it is asked; the lines of its other tenants stand on their own invoices."""
+    lines: dict[str, list[Adjustment]] = {}
+    for company in seen.companies(group):
+        policy = _kept_by(state, group, company)
+        stored = store(company, policy)
+        if stored.events != sum(seen.stored[tenant].events for tenant in company):
+            return None
+        lines |= storage_lines(stored, state.cards, policy, storage_month(seen.label), seen.label)
+    return lines
+
+
+def _kept_by(state: State, group: Group, company: Iterable[str]) -> CachePolicy:
+    tenants = (state.tenants[name] for name in company if name in state.tenants)
+    return kept_by(
+        group.policy, (state.policies[one.cache_policy] for one in tenants if one.cache_policy in state.policies)
+    )
+
+
 def _in_other_currency(state: State, group: Group, seen: Seen) -> str | None:
     """Which usage of the group cannot stand on its invoices: an amount in one currency is none in another."""
     currencies = {card.name: card.currency for card in state.cards}
-    for tenant in group.tenants:
-        for *_, card in seen.sets[tenant.id].lines:
+    sets = {tenant.id: [seen.sets[tenant.id]] for tenant in group.tenants}
+    for name in seen.keeping(group) if seen.stores(group) else ():
+        sets.setdefault(name, []).append(seen.stored[name])
+    for tenant, own in sets.items():
+        for *_, card in (line for each in own for line in each.lines):
             if (currency := currencies.get(card, group.currency)) != group.currency:
                 return (
-                    f"usage of {tenant.id} was rated in {currency} ({card}), and its invoice is in {group.currency}: declare the"
+                    f"usage of {tenant} was rated in {currency} ({card}), and its invoice is in {group.currency}: declare the"
                     " tenant in the currency of its usage again, and another tenant for the new one"
                 )
     return None
@@ -288,39 +279,6 @@ def _agreed(state: State, groups: Iterable[Group], seen: Seen, extra: Extra) -> 
         for group in groups
         for tenant in group.tenants
     }
-
-
-def spans_of_usage(groups: Iterable[Group], seen: Seen) -> list[TenantSpan]:
-    """The spans of tenants that have usage, as far as it had come when it was looked at."""
-    return [
-        TenantSpan(tenant.id, seen.periods[tenant.id].start, seen.periods[tenant.id].end, until)
-        for group in groups
-        for until in [seen.until(group) or ANY_TIME]
-        for tenant in group.tenants
-        if seen.sets[tenant.id].events
-    ]
-
-
-def _storage_spans(tenants: Iterable[str], label: str, until: datetime) -> list[TenantSpan]:
-    month = storage_month(label)
-    return [TenantSpan(tenant, month.start - LOOKBACK, month.end, until) for tenant in tenants]
-
-
-def _stored_spans(groups: Iterable[Group], seen: Seen) -> list[TenantSpan]:
-    """The spans of tenants whose events say how long blocks were kept, as far as they had come when it was looked at."""
-    return [
-        span
-        for group in groups
-        for until in [seen.until(group) or ANY_TIME]
-        for span in _storage_spans([one.id for one in group.tenants if seen.stored[one.id].events], seen.label, until)
-    ]
-
-
-def _joined(sets: Iterable[EventSet]) -> tuple[int, str]:
-    events, digest = 0, 0
-    for each in sets:
-        events, digest = events + each.events, digest ^ each.digest
-    return events, f"{digest:032x}"
 
 
 def _salt(group: Group, seen: Seen) -> str:

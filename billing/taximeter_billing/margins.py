@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from taximeter_billing.computing import compute_groups, look, spans_of_usage
+from taximeter_billing.computing import compute_groups
 from taximeter_billing.declarations.state import Group, in_batches, read_state
 from taximeter_billing.domain.margin import Costs, Key, Margin, margins_of
 from taximeter_billing.errors import NotFoundError
+from taximeter_billing.seeing import look, spans_of_usage
 from taximeter_billing.usage_sums import summed_usage
 from taximeter_billing.warehouse import UsageReader
 from taximeter_schemas.periods import billing_month

@@ -15,10 +15,11 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from taximeter_billing.book import CreditNoteRow, InvoiceRow
-from taximeter_billing.computing import Extra, Seen, compute, look
+from taximeter_billing.computing import Extra, compute
 from taximeter_billing.declarations.state import Group, State, state_of
 from taximeter_billing.domain.adjusting import Adjustment
 from taximeter_billing.ledger import instances
+from taximeter_billing.seeing import Seen, look
 from taximeter_billing.warehouse import ANY_TIME, UsageReader
 from taximeter_schemas.tenants import Tenant
 

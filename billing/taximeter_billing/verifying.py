@@ -14,13 +14,14 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from taximeter_billing.book import InvoiceRow
-from taximeter_billing.computing import Extra, compute, look
+from taximeter_billing.computing import Extra, compute
 from taximeter_billing.declarations.state import Group, State, state_of
 from taximeter_billing.domain.adjusting import Adjustment
 from taximeter_billing.domain.credits import Grant
 from taximeter_billing.domain.invoice import CODE_VERSION
 from taximeter_billing.ledger import instances
 from taximeter_billing.lifecycle import find_invoice
+from taximeter_billing.seeing import look
 from taximeter_billing.true_ups import TRUE_UP, look_again
 from taximeter_billing.warehouse import ANY_TIME, UsageReader
 

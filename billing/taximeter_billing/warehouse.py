@@ -110,6 +110,11 @@ class UsageReader:
                 found[tenant] = Obstacle(int(unrated), int(off))
         return found
 
+    def shared_pools(self, start: datetime, end: datetime, until: datetime) -> list[list[str]]:
+        """Tenants that used blocks of one cache pool in [start, end), for each such pool, whatever pool they belong to now."""
+        parameters = {"start": start, "end": end, "until": until}
+        return [row[0] for row in self.client.query(query("billing_shared_pools"), parameters=parameters).result_rows]
+
     def corrections(self, spans: Sequence[TenantSpan]) -> list[Correction]:
         """Events that void or amend another."""
         return [

@@ -7,10 +7,11 @@ from decimal import Decimal
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from taximeter_billing.computing import Extra, compute, look
+from taximeter_billing.computing import Extra, compute
 from taximeter_billing.declarations.state import Group, State, read_state
 from taximeter_billing.domain.rerating import Rerating
 from taximeter_billing.ledger import instances
+from taximeter_billing.seeing import look
 from taximeter_billing.warehouse import UsageReader
 from taximeter_schemas.cache_policies import CachePolicy
 from taximeter_schemas.periods import billing_month

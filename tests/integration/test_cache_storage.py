@@ -4,19 +4,23 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from clickhouse_connect.driver.client import Client
 from sqlalchemy import Engine
 
+from taximeter_billing import folding
 from taximeter_billing.closing import close_period, finalize_period, find_invoice
 from taximeter_billing.declarations import apply_declarations, read_mapping
 from taximeter_billing.declarations.prices import read_rate_card
 from taximeter_billing.explaining import explain_line
 from taximeter_billing.exports import detail_csv, focus_csv
 from taximeter_billing.exports.invoice_source import from_document
+from taximeter_billing.exports.page import invoice_page
 from taximeter_billing.verifying import verify_invoice
 from taximeter_billing.warehouse import UsageReader
 from taximeter_billing.what_if import what_if
 from taximeter_schemas.cache_policies import load_cache_policy
+from taximeter_schemas.money import to_pico
 from tests.exported_invoices import ISSUER
 from tests.integration.test_billing import BLOCK_TOKENS, content, insert, publish, shared_prefix
 
@@ -80,6 +84,7 @@ def test_a_residency_over_the_turn_of_a_month_is_paid_once(
         "rate_card": "default@1", "rate_card_sha256": line["receipt"]["detail"]["rate_card_sha256"],
         "cache_policy": "kept@1", "borne_by": "creator", "ttl_seconds": "7200",
         "from": "2026-12-01T00:00:00+00:00", "to": "2027-01-01T00:00:00+00:00",
+        "fillers_known_since": "2026-10-31T00:00:00+00:00",
     }  # fmt: skip
     for reference in ("acme/2026-11", "globex/2026-11", "acme/2026-12"):
         assert verify_invoice(book, reader, reference).proven
@@ -170,3 +175,93 @@ def test_what_if_a_card_had_a_price_for_it(book: Engine, warehouse: Client, read
     assert changes == {"acme": 10 * BLOCK_HOUR + (8 * BLOCK_HOUR + 1800) // 3600, "globex": 2 * BLOCK_HOUR}
     refused = what_if(book, reader, NOVEMBER, card=card)
     assert "does not say how long they stay" in refused.blocked["acme"]
+
+
+def test_allowances_and_discounts_leave_it_alone_and_credits_and_minimums_do_not(
+    book: Engine, warehouse: Client, reader: UsageReader
+) -> None:
+    agreed = {
+        "id": "c", "tenant": "acme", "starts": "2026-10-01T00:00:00Z", "minimum": {"amount": "1"},
+        "discounts": [{"id": "all", "percent": "100"}],
+        "allowances": [{"id": "f", "meter": "input", "quantity": 5 * BLOCK_TOKENS}],
+    }  # fmt: skip
+    gift = {"id": "gift", "tenant": "acme", "amount": "0.01", "effective_at": "2026-11-01T00:00:00Z"}
+    content = read_mapping({**declared(), "contracts": [agreed], "credits": [gift]})
+    apply_declarations(book, content, "tester", DECLARED, publish)
+    use(warehouse, "acme", TURN - 2 * HOUR)
+    close_period(book, reader, NOVEMBER, CLOSED)
+    row = find_invoice(book, "acme/2026-11")
+    lines = {line["kind"]: int(line["net_pico"]) for line in json.loads(row.document)["lines"]}
+    # Everything else was free. The credit pays a part, and what was kept counts towards the minimum of 1 USD.
+    assert lines["usage"] + lines["allowance"] == 0
+    assert (lines["storage"], lines["credit"]) == (2 * BLOCK_HOUR, -to_pico("0.01"))
+    assert lines["minimum"] == to_pico("1") - 2 * BLOCK_HOUR
+    assert verify_invoice(book, reader, "acme/2026-11").proven
+    exported = from_document(row.document, "draft", None, row.document_sha256, None, ISSUER)
+    assert "so allowances and discounts on usage leave it alone; credits pay it" in invoice_page(exported)
+
+
+def test_who_filled_a_block_too_long_ago_is_not_known_and_nothing_is_paid_twice(
+    book: Engine, warehouse: Client, reader: UsageReader
+) -> None:
+    apply_declarations(book, read_mapping(declared(ttl_seconds=31 * 86_400)), "tester", DECLARED, publish)
+    filled, kept_alive = datetime(2026, 10, 20, tzinfo=UTC), datetime(2026, 11, 15, tzinfo=UTC)
+    use(warehouse, "acme", filled)
+    use(warehouse, "globex", kept_alive, hit=True)
+    use(warehouse, "berlin", datetime(2026, 12, 10, tzinfo=UTC), hit=True)
+    drafted = []
+    for label, now in ((NOVEMBER, CLOSED), (DECEMBER, LATER), (JANUARY, LATER + timedelta(days=31))):
+        drafted.append(sorted(close_period(book, reader, label, now).drafted))
+        finalize_period(book, label, "INV", now)
+    assert drafted == [["acme", "globex"], ["berlin"], ["berlin"]]
+    # Acme filled it and bears November. That lies before the 31 days that December looks back: from then on who hit it does.
+    assert hours(book, "acme/2026-11") == 30 * 24
+    assert [hours(book, f"{name}") for name in ("globex/2026-11", "berlin/2026-12", "berlin/2027-01")] == [
+        0,
+        31 * 24,
+        9 * 24,
+    ]
+    assert storage(book, "berlin/2026-12")[0]["receipt"]["detail"]["fillers_known_since"][:10] == "2026-10-31"
+
+
+@pytest.mark.parametrize("borne_by", ["creator", "shared"])
+@pytest.mark.parametrize("by_event", [False, True])
+def test_blocks_in_a_pool_that_a_tenant_has_left_are_paid_once(
+    book: Engine,
+    warehouse: Client,
+    reader: UsageReader,
+    borne_by: str,
+    by_event: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if by_event:
+        monkeypatch.setattr(folding, "CELLS_MAX", -1)
+    declare(book, borne_by)
+    start = datetime(2026, 11, 10, tzinfo=UTC)
+    use(warehouse, "acme", start)
+    use(warehouse, "globex", start + HOUR, hit=True)
+    use(warehouse, "acme", start + 2 * HOUR, hit=True)
+    # From here on acme is in another pool, which has a block of the same name, and keeps it for another time.
+    moved = declared(borne_by)
+    moved["cache_pools"] = [{"id": "pool", "tenants": ["globex"]}, {"id": "other", "tenants": ["acme"]}]
+    moved["cache_policies"].append({"id": "long", "kind": "retain", "storage": "shared", "ttl_seconds": 10_800})
+    moved["tenants"][0]["cache_policy"] = "long"
+    apply_declarations(book, read_mapping(moved), "tester", DECLARED + HOUR, publish)
+    use(warehouse, "acme", start + 3 * HOUR, pool="other")
+    use(warehouse, "globex", start + 3 * HOUR, hit=True)
+    closed = close_period(book, reader, NOVEMBER, CLOSED)
+    assert sorted(closed.drafted) == ["acme", "globex"]
+    # Five hours of one block, and two of the other, for which the shorter time to live of both tenants holds.
+    shares = {"creator": (7.0, 0), "shared": (2 + 5 / 3, 10 / 3)}[borne_by]
+    assert [hours(book, f"{tenant}/2026-11") for tenant in ("acme", "globex")] == pytest.approx(shares, abs=1e-9)
+    whole = sum(int(line["net_pico"]) for name in ("acme", "globex") for line in storage(book, f"{name}/2026-11"))
+    assert whole == 7 * BLOCK_HOUR
+    assert {line["receipt"]["detail"]["ttl_seconds"] for line in storage(book, "acme/2026-11")} == {"7200"}
+    assert all(verify_invoice(book, reader, f"{tenant}/2026-11").proven for tenant in ("acme", "globex"))
+    assert sorted(close_period(book, reader, NOVEMBER, CLOSED).unchanged) == ["acme", "globex"]
+    # A hit in the one pool that comes late is an hour more for both together, and its own price for who hit.
+    finalize_period(book, NOVEMBER, "INV", CLOSED)
+    use(warehouse, "globex", start + 4 * HOUR, hit=True, inserted_at=CLOSED + HOUR)
+    late = close_period(book, reader, DECEMBER, LATER)
+    charged = sum(find_invoice(book, f"{tenant}/2026-12").net_pico for tenant in late.drafted)
+    assert charged + sum(late.refunds.values()) == BLOCK_HOUR + BLOCK_TOKENS * 50_000

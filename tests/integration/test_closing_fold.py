@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from taximeter_billing import folding
-from taximeter_billing.computing import Extra, compute, compute_groups, look
+from taximeter_billing.computing import Extra, compute, compute_groups
 from taximeter_billing.declarations import apply_declarations, read_mapping
 from taximeter_billing.declarations.state import State, read_state
 from taximeter_billing.domain.margin import Costs, OneEvent, margins_of
@@ -19,6 +19,7 @@ from taximeter_billing.domain.quantities import quantities_of
 from taximeter_billing.domain.usage import Prices, UsageRow
 from taximeter_billing.ledger import instances
 from taximeter_billing.margins import margins_of_month
+from taximeter_billing.seeing import look
 from taximeter_billing.warehouse import UsageReader
 from taximeter_schemas.periods import billing_month
 from tests.integration.test_billing import publish

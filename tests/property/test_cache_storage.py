@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from taximeter_billing.domain.epochs import Epoch, epochs_within, in_order, trace_epochs
 from taximeter_billing.domain.storage import BorneBy, Kept, storage_classes, token_times
-from taximeter_billing.domain.storage_lines import Stored, exact_text, storage_lines
+from taximeter_billing.domain.storage_lines import Stored, companies, exact_text, storage_lines
 from taximeter_schemas.cache_policies import load_cache_policy
 from taximeter_schemas.cache_uses import CacheUse, Cleared, Evicted
 from taximeter_schemas.periods import billing_month
@@ -108,6 +108,29 @@ def test_what_comes_later_changes_no_period_before_it(records: Records, ttl: int
     assert [before[place] for place in untouched] == [after[place] for place in untouched]
     # A hit keeps a block, so whatever it changes adds to what was kept.
     assert sum(map(length, after)) >= sum(map(length, before))
+
+
+@given(some_records(), ttls, turns, borne)
+def test_company_by_company_is_the_whole(records: Records, ttl: int | None, cuts: list[int], borne_by: BorneBy) -> None:
+    uses = [record for record in records if isinstance(record, CacheUse)]
+    users: dict[str, set[str]] = {}
+    for use in uses:
+        users.setdefault(use.pool, set()).add(use.tenant)
+    company = companies(users.values(), {use.tenant for use in uses})
+    # Who shares a pool is in one company, and companies have nobody in common.
+    assert all(len({company[tenant] for tenant in those}) == 1 for those in users.values())
+    assert all(tenant in own and {company[each] for each in own} == {own} for tenant, own in company.items())
+    whole: dict[Kept, Fraction] = {}
+    for own in set(company.values()):
+        of_these = [record for record in records if not isinstance(record, CacheUse) or record.tenant in own]
+        for epochs in parts(of_these, ttl, cuts):
+            for kept, time in token_times(storage_classes(epochs, borne_by)).items():
+                whole[kept] = whole.get(kept, Fraction(0)) + time
+    together: dict[Kept, Fraction] = {}
+    for epochs in parts(records, ttl, cuts):
+        for kept, time in token_times(storage_classes(epochs, borne_by)).items():
+            together[kept] = together.get(kept, Fraction(0)) + time
+    assert whole == together
 
 
 @given(

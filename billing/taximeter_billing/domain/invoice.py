@@ -15,7 +15,7 @@ from taximeter_schemas.money import pico_per_minor_unit
 from taximeter_schemas.periods import Period
 from taximeter_schemas.tenants import Tenant
 
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 """Raised when the same inputs would give another document."""
 
 

@@ -13,7 +13,7 @@ from taximeter_billing.domain.adjusting import Adjustment
 from taximeter_billing.domain.epochs import Cell, epochs_within, in_order
 from taximeter_billing.domain.savings import round_once
 from taximeter_billing.domain.spans import microseconds
-from taximeter_billing.domain.storage import MICROSECONDS_AN_HOUR, STORAGE, Kept, storage_classes, token_times
+from taximeter_billing.domain.storage import MICROSECONDS_AN_HOUR, STORAGE, BorneBy, Kept, storage_classes, token_times
 from taximeter_billing.domain.usage import Prices, Skus, UsageRow, line_of
 from taximeter_schemas.cache_policies import TTL_SECONDS_MAX, CachePolicy
 from taximeter_schemas.cache_uses import CacheUse, Evicted
@@ -35,6 +35,27 @@ class Stored:
 
     kept: Mapping[tuple[str, Line], Fraction]
     events: int
+
+
+def companies(shared: Iterable[Iterable[str]], tenants: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """For each tenant, sorted, all whose blocks are settled with its own: who used a pool that it used, who used one that they
+    used, and so on; so blocks in a pool that a tenant has left are settled once. `shared`: who used one pool, pool by pool."""
+    joined: dict[str, set[str]] = {}
+    for users in shared:
+        together = set().union(*(joined.get(user, {user}) for user in users))
+        joined |= dict.fromkeys(together, together)
+    return {tenant: tuple(sorted(joined.get(tenant, {tenant}))) for tenant in tenants}
+
+
+def kept_by(own: CachePolicy, others: Iterable[CachePolicy]) -> CachePolicy:
+    """The policy as it holds for a company. Where those of its tenants differ, the shortest time to live holds for all, and
+    a block is its creator's."""
+    stated = [policy for policy in (own, *others) if policy.ttl_seconds is not None]
+    if not stated:
+        return own
+    borne_by: BorneBy = "shared" if all(policy.storage == "shared" for policy in stated) else "creator"
+    ttl_seconds = min(policy.ttl_seconds for policy in stated if policy.ttl_seconds is not None)
+    return own.model_copy(update={"storage": borne_by, "ttl_seconds": ttl_seconds})
 
 
 def storage_month(label: str) -> Period:
@@ -103,6 +124,7 @@ def storage_lines(
             "cache_policy": policy.name,
             "borne_by": policy.storage,
             "ttl_seconds": str(policy.ttl_seconds),
+            "fillers_known_since": (month.start - LOOKBACK).isoformat(),
             "from": month.start.isoformat(),
             "to": month.end.isoformat(),
         }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from taximeter_billing.domain.storage import STORAGE
 from taximeter_billing.exports.charge_rows import keeps_its_own
 from taximeter_billing.exports.invoice_source import ExportedInvoice
 from taximeter_schemas.money import currency_exponent, format_pico
@@ -125,7 +126,7 @@ def view(invoice: ExportedInvoice) -> InvoiceView:
         exact=format_pico(int(document["net_pico"]), currency),
         rounding=format_pico(-int(document["rounding"]["rounded_off_pico"]), currency),
         total=_minor(document["total_minor"], currency),
-        savings_note=_savings_note(document, usage),
+        savings_note=" ".join(filter(None, (_savings_note(document, usage), _storage_note(others)))),
         policy=str(document["inputs"]["cache_policy"]),
         receipt=_receipt(invoice),
         has_tiers=any(int(line["tier_pico"]) for line in usage),
@@ -183,6 +184,17 @@ def _savings_note(document: Mapping[str, Any], usage: list[Mapping[str, Any]]) -
         if known.get(name) or name == "exact"
     ]
     return f"Cache policy {policy}: {how}. Of what the pool saved, {', '.join(shares)}."
+
+
+def _storage_note(others: list[Mapping[str, Any]]) -> str:
+    details = [line["receipt"]["detail"] for line in others if line["kind"] == STORAGE]
+    if not details:
+        return ""
+    start, end, known = (details[0].get(name, "")[:10] for name in ("from", "to", "fillers_known_since"))
+    return (
+        f"Cache storage: {start} to before {end} in UTC. It is a price for time, so allowances and discounts on usage leave it"
+        f" alone; credits pay it. Who filled a block before {known} is not known any more: those who hit it bear it."
+    )
 
 
 def _percent(part: int, whole: int) -> str:
