@@ -22,6 +22,7 @@ from taximeter_billing.errors import NotFoundError, PeriodOpenError
 from taximeter_billing.lifecycle import finalize_period, find_invoice, last_revision, list_invoices, list_parked
 from taximeter_billing.seeing import Seen, look
 from taximeter_billing.true_ups import Late, find_late
+from taximeter_billing.uninvoiced import months_without_invoice
 from taximeter_billing.warehouse import Obstacle, TenantSpan, UsageReader
 from taximeter_schemas.periods import Period, billing_month
 from taximeter_schemas.tenants import Tenant
@@ -35,7 +36,8 @@ Progress = Callable[[str, int, int], None]
 class Closed:
     """What closing a period did: tenants by what became of their invoice. `late`: of the final ones, those whose usage has
     changed since, and how; the invoice stays as it is, and the next one carries the difference. `refunds`: credit notes that
-    were drafted, by tenant, in pico-units. `overtaken`: whose invoice somebody else drafted, finalized or voided meanwhile."""
+    were drafted, by tenant, in pico-units. `overtaken`: whose invoice somebody else drafted, finalized or voided meanwhile.
+    `uninvoiced`: by earlier month, tenants that used something in it and have no invoice for it; closing that month makes one."""
 
     drafted: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
@@ -45,6 +47,7 @@ class Closed:
     late: dict[str, str] = field(default_factory=dict)
     refunds: dict[str, int] = field(default_factory=dict)
     overtaken: list[str] = field(default_factory=list)
+    uninvoiced: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -93,6 +96,8 @@ def close_period(
     for groups in in_batches(state.groups()):
         wanted = [tenant for group in groups for tenant in group.tenants if only in (None, tenant.id)]
         if wanted:
+            for month, names in months_without_invoice(book, reader, label, wanted).items():
+                closed.uninvoiced.setdefault(month, []).extend(names)
             batch = _look(book, reader, state, groups, wanted, label, now)
             _compute(reader, state, batch)
             with writing(book) as session:

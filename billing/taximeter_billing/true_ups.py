@@ -66,11 +66,14 @@ def find_late(book: Engine, reader: UsageReader, label: str, tenants: Collection
     return late
 
 
+def first_month(label: str) -> str:
+    """The earliest month whose late usage is looked for: a year back. What lies before is settled for good."""
+    return f"{int(label[:4]) - 1}{label[4:]}"
+
+
 def billed_before(session: Session, label: str, tenants: Collection[str]) -> list[Billed]:
     """What was finally invoiced for the months before, credit notes and true-ups on other invoices included."""
-    # A year back; what lies before is settled for good.
-    first = f"{int(label[:4]) - 1}{label[4:]}"
-    statement = select(InvoiceRow).where(InvoiceRow.status == "final", InvoiceRow.period >= first)
+    statement = select(InvoiceRow).where(InvoiceRow.status == "final", InvoiceRow.period >= first_month(label))
     rows = [row for row in session.scalars(statement.order_by(InvoiceRow.period)) if row.tenant in tenants]
     documents = {row.number: json.loads(row.document) for row in rows}
     later: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)

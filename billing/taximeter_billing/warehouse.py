@@ -115,6 +115,16 @@ class UsageReader:
         parameters = {"start": start, "end": end, "until": until}
         return [row[0] for row in self.client.query(query("billing_shared_pools"), parameters=parameters).result_rows]
 
+    def used_months(self, tenants: Sequence[str], zone: str, start: datetime, end: datetime) -> dict[str, list[str]]:
+        """The months ("2026-11") of [start, end) in which each tenant used something, by the calendar of a time zone. One may be
+        too many, where a month begins within an hour."""
+        found: dict[str, list[str]] = {}
+        for first in range(0, len(tenants), TENANTS_MAX):
+            part = {"tenants": tenants[first : first + TENANTS_MAX], "zone": zone, "start": start, "end": end}
+            rows = self.client.query(query("billing_used_months"), parameters=part).result_rows
+            found |= {tenant: list(months) for tenant, months in rows}
+        return found
+
     def corrections(self, spans: Sequence[TenantSpan]) -> list[Correction]:
         """Events that void or amend another."""
         return [

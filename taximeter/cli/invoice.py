@@ -30,6 +30,7 @@ from taximeter_sql import connect
 
 app = typer.Typer(help="Invoices: close a month, look, finalize, push to Stripe.", no_args_is_help=True)
 
+_NAMES_SHOWN = 10
 OnlyTenant = Annotated[str | None, typer.Option("--tenant", help="This tenant only.")]
 
 
@@ -74,6 +75,12 @@ def close(
         )
     for name, reason in closed.late.items():
         console.print(f"[yellow]late usage: {name}: {escape(reason)}[/]", highlight=False)
+    for month, names in closed.uninvoiced.items():
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        console.print(
+            f"[yellow]not invoiced: usage of {month} of {', '.join(names[:_NAMES_SHOWN])}{more}; close that month too[/]",
+            highlight=False,
+        )
     for name, pico in closed.refunds.items():
         console.print(f"[yellow]credit note drafted: {name}: {-pico} pico-units[/]", highlight=False)
 

@@ -159,6 +159,27 @@ def test_a_credit_pays_the_month_in_which_it_was_open_whichever_is_invoiced_firs
         assert ledger.balances(session) == {"gift": 0}
 
 
+def test_usage_of_a_month_without_an_invoice_is_not_forgotten(
+    book: Engine, warehouse: Client, reader: UsageReader
+) -> None:
+    declare(book)
+    usage(warehouse, "a", 2 * MILLION, USED)
+    # Berlin's November begins when it is still October in UTC, and globex' own last hour of October has nothing to do with it.
+    usage(warehouse, "b", 2 * MILLION, USED, tenant="berlin", time=datetime(2026, 10, 31, 23, 30, tzinfo=UTC))
+    final(book, reader, NOVEMBER, CLOSED)
+    usage(warehouse, "c", 2 * MILLION, CLOSED, tenant="globex", time=datetime(2026, 10, 31, 23, 30, tzinfo=UTC))
+    usage(warehouse, "d", 2 * MILLION, CLOSED, time=datetime(2025, 12, 1, tzinfo=UTC))
+    assert close_period(book, reader, DECEMBER, LATER).uninvoiced == {"2025-12": ["acme"], "2026-10": ["globex"]}
+    assert close_period(book, reader, DECEMBER, LATER, only="berlin").uninvoiced == {}
+    # Voided, it has none either.
+    void_invoice(book, "INV-000002", "wrong address", "tester", LATER)
+    assert close_period(book, reader, DECEMBER, LATER).uninvoiced[NOVEMBER] == ["berlin"]
+    for month in ("2025-12", "2026-10", NOVEMBER):
+        final(book, reader, month, LATER)
+    assert close_period(book, reader, DECEMBER, LATER).uninvoiced == {}
+    assert find_invoice(book, "globex/2026-10").total_minor == 100
+
+
 @pytest.mark.parametrize(
     ("events", "reason", "net"),
     [
