@@ -1,6 +1,7 @@
 """What finance sends: the PDF and the page of an invoice."""
 
 import re
+import zlib
 
 import pytest
 
@@ -36,6 +37,14 @@ def test_a_name_cannot_write_html() -> None:
     assert "Acme &lt;b&gt;Stores&lt;/b&gt;" in page and "<script>" not in page
 
 
+def test_a_name_cannot_turn_the_text_around_it() -> None:
+    invoice = exported(
+        [parcel("chat", 1)], tenant=Tenant(id="acme", name="Acme\u202e 00.1\x07\n \u0627\u0644\u0633\u0648\u0642")
+    )
+    assert view(invoice).customer == "Acme 00.1 \u0627\u0644\u0633\u0648\u0642"
+    assert view(exported([parcel("chat", 1)], tenant=Tenant(id="acme", name="\u202e"))).customer == "acme"
+
+
 def test_a_draft_says_so() -> None:
     assert view(busy(number=None)).title == "Draft invoice"
     assert "not final" in invoice_page(busy(number=None))
@@ -46,6 +55,45 @@ def test_the_same_invoice_is_the_same_pdf() -> None:
     assert first == again
     assert first.startswith(b"%PDF-")
     assert re.search(rb"/Count 1\b", first)
+
+
+@pytest.mark.parametrize("models", [1, 4])
+def test_no_page_of_a_pdf_ends_with_the_name_of_a_feature(models: int) -> None:
+    parcels = [parcel(f"feature-{n:02}", 10, model=f"model-{m}") for n in range(60 // models) for m in range(models)]
+    *full, _last = _pages(invoice_pdf(exported(parcels)))
+    assert full
+    for page in full:
+        # A feature's name and amount are bold, those of its models are not; the last two texts are the page's foot.
+        assert [bold for bold, _size in page[-5:-2]] != [False, True, True]
+
+
+@pytest.mark.parametrize("features", [21, 22])
+def test_no_page_of_a_pdf_holds_hashes_alone(features: int) -> None:
+    parcels = [parcel(f"feature-{n:02}", 10, model=f"model-{m}") for n in range(features) for m in range(1 + n % 3)]
+    *_full, last = _pages(invoice_pdf(exported(parcels)))
+    sizes = [size for _bold, size in last]
+    assert sizes.index(12.0) < sizes.index(7.0)  # what is to pay, then the receipt
+
+
+def _pages(pdf: bytes) -> list[list[tuple[bool, float]]]:
+    """Of each page, its texts in order: whether it is bold, and its size."""
+    pages = []
+    for found in re.finditer(rb"/Length (\d+)\n>>\nstream\n", pdf):
+        try:
+            drawn = zlib.decompress(pdf[found.end() : found.end() + int(found[1])])
+        except zlib.error:
+            continue
+        if b" Tj ET" not in drawn:
+            continue
+        font = (False, 0.0)
+        texts = []
+        for piece in re.finditer(rb"BT /F(\d) ([\d.]+) Tf ET|\) Tj ET", drawn):
+            if piece[1]:
+                font = (piece[1] == b"2", float(piece[2]))
+            else:
+                texts.append(font)
+        pages.append(texts)
+    return pages
 
 
 def test_a_pdf_carries_names_of_other_scripts_and_tells_what_its_font_lacks() -> None:

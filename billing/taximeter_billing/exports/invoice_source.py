@@ -1,10 +1,14 @@
 """An invoice as exports see it: its document, and what the book knows beside it. Pure."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+_TURNS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and those that change the direction of what follows: in them an amount could be read from its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,8 @@ class ExportedInvoice:
 
     @property
     def customer(self) -> str:
-        """The tenant's name, or its id."""
-        return str(self.document["tenant"]["name"] or self.tenant)
+        """The tenant's name, or its id, without characters that would turn or break the text around it."""
+        return _TURNS.sub("", str(self.document["tenant"]["name"])) or self.tenant
 
     @property
     def currency(self) -> str:
