@@ -46,6 +46,14 @@ class FaceProcess:
         self._child.signal(signal.SIGKILL)
         self._child.wait()
 
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open, and nothing answers."""
+        self._child.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self._child.signal(signal.SIGCONT)
+
     @property
     def pid(self) -> int | None:
         """Its process id, or None before the start."""

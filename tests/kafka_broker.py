@@ -118,6 +118,16 @@ class ApacheKafka:
             self._child.signal(signal.SIGKILL)
             self._child.wait()
 
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open, and nothing answers."""
+        if self._child is not None:
+            self._child.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        if self._child is not None:
+            self._child.signal(signal.SIGCONT)
+
 
 def fetch_jars() -> Path:
     """The folder with Kafka's jars, fetched when they are not there. Raises BrokerError when Maven cannot."""

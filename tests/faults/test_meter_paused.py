@@ -7,6 +7,7 @@ of two blocks that begin at the same offset the server keeps the first and drops
 import pytest
 
 from tests.faults.clickhouse_proxy import Place
+from tests.faults.processes import SESSION_TIMEOUT_MS
 from tests.faults.yard import Yard
 from tests.waiting import await_true
 
@@ -39,6 +40,15 @@ def test_paused_while_it_works_and_while_it_waits(yard: Yard) -> None:
         yard.settle()
         second.resume()
         load.send_all([yard.events.event() for _ in range(200)])
+    yard.check()
+
+
+def test_a_batch_may_wait_longer_to_fill_than_the_session(yard: Yard) -> None:
+    """Whoever waits for messages is not paused."""
+    yard.meter(linger_ms=SESSION_TIMEOUT_MS + 1_000)
+    with yard.load() as load:
+        load.send_all([yard.events.event() for _ in range(60)])
+        load.flush()
     yard.check()
 
 

@@ -19,6 +19,8 @@ class Pulse:
         """When Kafka was last heard (monotonic seconds)."""
         self.assigned = False
         """Whether partitions were ever assigned to this worker."""
+        self.lost: frozenset[int] = frozenset()
+        """What was taken away because the group was not heard, until partitions are assigned anew."""
         self.trouble: str | None = None
         """What is waited for."""
         self._doing: tuple[float, str, int | None] = (self.heard_at, "starting", None)
@@ -62,6 +64,10 @@ class Pulse:
         state: dict[str, object] = {"partitions": sorted(partitions), "seconds_since_poll": round(silent, 1)}
         if stuck:
             state |= doing
-        if self.trouble:
-            state["trouble"] = self.trouble
-        return self.assigned and not stuck and self.trouble is None, state
+        trouble = self.trouble
+        if self.lost:
+            state["lost"] = sorted(self.lost)
+            trouble = trouble or "Kafka was not heard for a session: partitions are lost until it assigns some again"
+        if trouble:
+            state["trouble"] = trouble
+        return self.assigned and not stuck and trouble is None, state

@@ -44,6 +44,9 @@ AHEAD_SECONDS = 0.005
 FETCH_EVENTS_MAX = 5_000
 """Taken from Kafka's client at once: its messages are objects, and live until their payloads are held."""
 
+FETCH_SECONDS_MAX = 0.2
+"""How long one look for messages takes: a batch may wait for longer to fill than a worker may be silent."""
+
 _TRANSIENT = (ClickHouseError, OSError, PublishError, KafkaException)
 _log = logging.getLogger(__name__)
 
@@ -147,8 +150,8 @@ class Meter:
 
     def _fetch(self, seconds: float) -> None:
         began_at = now = time.monotonic()
-        while (room := self._room()) > 0 and now < began_at + seconds:
-            messages = self._consumer.consume(min(room, FETCH_EVENTS_MAX), began_at + seconds - now)
+        while (room := self._room()) > 0 and (left := began_at + seconds - now) > 0 and not self._stopping.is_set():
+            messages = self._consumer.consume(min(room, FETCH_EVENTS_MAX), min(left, FETCH_SECONDS_MAX))
             # A pause within the call, too: what it returned was fetched before.
             self._note_poll()
             self._held.take(messages, self._expected(), began_at)
@@ -338,7 +341,7 @@ class Meter:
         # librdkafka remembers a pause over a loss of the partition: one lost while it was paused would never be read again.
         if partitions:
             (consumer.pause if self._waiting else consumer.resume)(partitions)
-        self._pulse.trouble = None
+        self._pulse.trouble, self._pulse.lost = None, frozenset()
         self._pulse.assigned = True
         self._pulse.heard_at = self._heard_since(began_at, consumer, partitions)
         _log.info("assigned", extra={"partitions": {place.partition: place.offset for place in partitions}})
@@ -370,7 +373,10 @@ class Meter:
         self._forget(going)
 
     def _on_lost(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._forget({place.partition for place in partitions})
+        lost = {place.partition for place in partitions}
+        self._pulse.lost |= lost
+        _log.warning("partitions lost: Kafka was not heard for a session", extra={"partitions": sorted(lost)})
+        self._forget(lost)
 
     def _forget(self, partitions: set[int]) -> None:
         """Whatever was fetched of these partitions is not ours any more. One insert at a time: one under way comes to its end."""
