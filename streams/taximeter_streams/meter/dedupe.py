@@ -6,6 +6,7 @@ and disk stay bounded.
 """
 
 import contextlib
+import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
@@ -225,7 +226,11 @@ class RocksIndex:
         if blocks is not None:
             with contextlib.suppress(OSError):  # a full disk, say: then it is made anew
                 part = self._saved_filter.with_suffix(".part")
-                part.write_bytes(self._db.latest_sequence_number().to_bytes(8, "big") + blocks)
+                with part.open("wb") as file:
+                    file.write(self._db.latest_sequence_number().to_bytes(8, "big"))
+                    file.write(blocks)
+                    file.flush()
+                    os.fsync(file.fileno())  # after a loss of power half a filter would call known identities new
                 part.rename(self._saved_filter)
 
     def _taken_filter(self) -> bytes | None:
