@@ -10,9 +10,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 from fpdf import FPDF, FontFace
-from fpdf.enums import WrapMode, XPos, YPos
+from fpdf.enums import MethodReturnValue, WrapMode, XPos, YPos
 
 from taximeter_billing.exports.fonts import lacking, write_fonts
 from taximeter_billing.exports.invoice_source import ExportedInvoice
@@ -20,7 +21,11 @@ from taximeter_billing.exports.invoice_view import InvoiceView, view
 
 _FONT = "NotoSans"
 _INK, _QUIET, _LINE, _FILL = (28, 28, 28), (102, 102, 102), (214, 214, 214), (244, 245, 247)
-_WIDTHS = (40, 17, 24, 22, 18, 24, 25, 20)
+_WIDTHS = (40, 17, 24, 22, 18, 24, 25, 20, 0.01)
+"""The last is empty: a cell in it that spans two rows keeps them on one page."""
+_PADDING = (1.1, 1, 1.1, 1)
+_INDENTED = (1.1, 1, 1.1, 4)
+_NONE = (0.0, 0.0, 0.0, 0.0)
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -53,8 +58,12 @@ def invoice_pdf(invoice: ExportedInvoice) -> bytes:
         pdf.add_page()
         _head(pdf, it)
         _usage(pdf, it)
-        _totals(pdf, it)
-        _notes(pdf, it, ", ".join(lacking(shown)))
+        _adjustments(pdf, it)
+        # Together, so that no page holds hashes alone.
+        with pdf.unbreakable() as recorder:
+            end = cast(_Sheet, recorder)  # it records what is called on the sheet
+            _to_pay(end, it)
+            _notes(end, it, ", ".join(lacking(shown)))
         return bytes(pdf.output())
 
 
@@ -111,25 +120,31 @@ def _usage(pdf: _Sheet, it: InvoiceView) -> None:
     names = ("Feature and model", "Requests", "Input", "Of it cached", "Output", "List", "Cache savings", it.currency)
     with pdf.table(
         col_widths=_WIDTHS,
-        text_align=("LEFT", *["RIGHT"] * 7),
+        text_align=("LEFT", *["RIGHT"] * 8),
         borders_layout="HORIZONTAL_LINES",
         headings_style=head,
         line_height=4.4,
-        padding=(1.1, 1, 1.1, 1),
+        v_align="TOP",
+        padding=_PADDING,
     ) as table:
-        table.row(names)
+        table.row((*names, ""))
         for feature in it.features:
             row = table.row(style=bold)
             row.cell(feature.name, colspan=7)
             row.cell(feature.amount)
-            for line in feature.lines:
+            row.cell("", rowspan=2 if feature.lines else 1, padding=_NONE)
+            for place, line in enumerate(feature.lines):
+                row = table.row()
+                row.cell(line.model, padding=_INDENTED)
                 listed = _with_tiers(line.listed, line.tiers)
-                table.row(
-                    (line.model, line.requests, line.input, line.cached, line.output, listed, line.savings, line.amount)
-                )
+                for text in (line.requests, line.input, line.cached, line.output, listed, line.savings, line.amount):
+                    row.cell(text)
+                if place:
+                    row.cell("", padding=_NONE)
         row = table.row(style=bold)
         for text, span in (("Usage", 5), (_with_tiers(it.listed, it.tiers), 1), (it.savings, 1), (it.usage, 1)):
             row.cell(text, colspan=span)
+        row.cell("", padding=_NONE)
 
 
 def _with_tiers(listed: str, tiers: str) -> str:
@@ -137,11 +152,12 @@ def _with_tiers(listed: str, tiers: str) -> str:
     return f"{listed}\ntiers {tiers}" if tiers.strip("-0.") else listed
 
 
-def _totals(pdf: _Sheet, it: InvoiceView) -> None:
+def _adjustments(pdf: _Sheet, it: InvoiceView) -> None:
     pdf.ln(3)
     pdf.set_font(_FONT, size=8.5)
     for line in it.adjustments:
-        if pdf.will_page_break(6):
+        height = pdf.multi_cell(122, 5.4, line.text, align="L", dry_run=True, output=MethodReturnValue.HEIGHT)
+        if pdf.will_page_break(cast(float, height)):
             pdf.add_page()
         pdf.set_text_color(*_INK)
         pdf.cell(40, 5.4, line.kind)
@@ -153,8 +169,9 @@ def _totals(pdf: _Sheet, it: InvoiceView) -> None:
         pdf.set_text_color(*_INK)
         pdf.cell(27, 5.4, line.amount, align="R")
         pdf.set_y(low)
-    if pdf.will_page_break(16):
-        pdf.add_page()
+
+
+def _to_pay(pdf: _Sheet, it: InvoiceView) -> None:
     pdf.ln(1.5)
     pdf.set_text_color(*_INK)
     pdf.set_fill_color(*_FILL)
