@@ -49,6 +49,9 @@ def show_list(
     if as_json:
         typer.echo(json.dumps(page))
         return
+    if not page["deliveries"]:
+        Console().print("no alert was raised" if not wanted else "no delivery is like that")
+        return
     table = Table("alert", "tenant", "endpoint", "status", "attempts", "last error", box=box.SIMPLE)
     for held in page["deliveries"]:
         table.add_row(

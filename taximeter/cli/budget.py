@@ -29,7 +29,7 @@ def show_list(tenant: Annotated[str, typer.Option(help="Only of that tenant.")] 
         with Console(stderr=True).status("reading where budgets stand"):
             require_log(settings)
             states = read_states(settings.kafka_bootstrap_servers)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for head in ("budget", "tenant", "period"):
         table.add_column(head, overflow="fold")
     for head in ("limit", "spent", "leased", "left"):

@@ -26,6 +26,8 @@ def command(
     """Write an invoice, or a month of them, as a file."""
     if (invoice is None) == (period is None):
         raise typer.BadParameter("an invoice or --period is needed, and not both")
+    if form is ExportFormat.PDF and out is None and sys.stdout.isatty():
+        raise typer.BadParameter("a terminal cannot show a PDF; name a file: --out invoice.pdf")
     settings = BillingSettings()
     with errors_for_people(), opened(settings) as book:
         if period is not None:

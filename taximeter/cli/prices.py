@@ -32,7 +32,13 @@ def litellm(
     model: Models = None,
     quantize: Quantize = False,
 ) -> None:
-    """Print a rate card, as a declarations file holds it, with the hash of the file that it came from."""
+    """Print a rate card, as a declarations file holds it, with the hash of the file that it came from.
+
+    What was not taken, and why, is told on standard error.
+
+    Example: taximeter prices litellm model_prices_and_context_window.json --from 2026-12-01 --model 'gpt-5*' > prices.yaml,
+    then taximeter apply prices.yaml
+    """
     with errors_for_people():
         found = from_litellm(
             file.read_bytes(), card, version, start.replace(tzinfo=UTC), model or (), quantize=quantize
@@ -49,7 +55,10 @@ def genai(
     model: Models = None,
     quantize: Quantize = False,
 ) -> None:
-    """The same from the installed genai-prices package (the extra `prices`)."""
+    """The same from the installed genai-prices package (the extra `prices`).
+
+    Example: taximeter prices genai --provider openai --from 2026-12-01 > prices.yaml
+    """
     with errors_for_people():
         try:
             found = from_genai_prices(
@@ -68,3 +77,8 @@ def _print(found: Imported) -> None:
         notes.print(f"[yellow]not taken: {escape(name)}: {escape(reason)}[/]", highlight=False, soft_wrap=True)
     for name, prices in found.ignored.items():
         notes.print(f"[dim]no place on a card: {escape(name)}: {escape(', '.join(prices))}[/]", soft_wrap=True)
+    notes.print(
+        f"{len({price['model'] for price in found.card['prices']}):,} models taken, {len(found.refused):,} not, "
+        f"{len(found.ignored):,} with prices that have no place on a card",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -69,18 +70,22 @@ def summary(result: SavingsResult) -> dict[str, object]:
 
 def table(result: SavingsResult) -> Table:
     """The same for people, with what it derives from."""
-    shown = Table("tenant", title="Cache savings, in pico-units", title_justify="left")
-    for column in ("list", "metered", "charge", "credit", "storage"):
+    columns = {
+        "list": {tenant: one.list_pico for tenant, one in result.by_tenant.items()},
+        "metered": {tenant: one.metered_pico for tenant, one in result.by_tenant.items()},
+        "charge": result.charges_pico,
+        "credit": result.credits_pico,
+        "storage": {tenant: one.storage_pico for tenant, one in result.by_tenant.items()},
+    }
+    if not any(columns["storage"].values()):
+        del columns["storage"]
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title="Cache savings, in pico-units")
+    shown.title_justify = shown.caption_justify = "left"
+    shown.add_column("tenant", overflow="fold")
+    for column in columns:
         shown.add_column(column, justify="right", overflow="fold")  # never a cut amount
-    for tenant, account in result.by_tenant.items():
-        amounts = (
-            account.list_pico,
-            account.metered_pico,
-            account.charge_pico,
-            result.credits_pico[tenant],
-            account.storage_pico,
-        )
-        shown.add_row(tenant, *(f"{amount:,}" for amount in amounts))
+    for tenant in result.by_tenant:
+        shown.add_row(tenant, *(f"{amounts[tenant]:,}" for amounts in columns.values()))
     known = ", ".join(f"{amount:,} {how}" for how, amount in result.known.items() if amount) or "none"
     shown.caption = f"provider keeps {result.provider_retained_pico:,}; gross saving: {known}"
     return shown

@@ -72,11 +72,14 @@ def reconcile(
 
 
 @app.command()
-def payments(numbers: Annotated[list[str], typer.Argument(help="Numbers of invoices.")]) -> None:
-    """How the payment of these invoices stood when Stripe was asked last."""
+def payments(
+    numbers: Annotated[list[str] | None, typer.Argument(help="Numbers of invoices; without them, all.")] = None,
+) -> None:
+    """How the payment of invoices stood when Stripe was asked last."""
     with errors_for_people(), opened(BillingSettings()) as book:
-        found = payments_of(book, numbers)
         currencies = {row.number: row.currency for row in list_invoices(book) if row.number}
+        numbers = numbers or sorted(currencies)
+        found = payments_of(book, numbers)
         if unknown := [number for number in numbers if number not in currencies]:
             raise NotFoundError(f"no invoice is called {', '.join(map(repr, unknown))}; name the numbers of final ones")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -105,13 +108,13 @@ def events(
     """What Stripe told by webhook, each event once, and what came of it."""
     with errors_for_people(), opened(BillingSettings()) as book:
         rows = list_events(book, waiting=waiting, limit=limit)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("received", "event", "kind", "tries", "what came of it"):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("received (UTC)", "event", "kind", "what came of it"):
         table.add_column(name, overflow="fold")
     for row in rows:
-        state = row.outcome or "waits"
+        state = (row.outcome or "waits") + (f" ({row.tries} tries)" if row.tries > 1 else "")
         shown = state if row.handled_at else f"[yellow]{escape(state)}[/]"
-        table.add_row(f"{row.received_at:%Y-%m-%d %H:%M:%SZ}", row.id, row.kind, str(row.tries), shown)
+        table.add_row(f"{row.received_at:%m-%d %H:%M:%S}", row.id, row.kind, shown)
     console.print(table)
 
 

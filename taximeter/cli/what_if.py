@@ -26,6 +26,7 @@ from taximeter_schemas.money import format_pico
 from taximeter_schemas.rate_cards import RateCard
 
 _PLACES = 4
+_KINDS = ("retain", "beneficiary", "warmer", "pool", "waterfall", "shapley_tenant", "shapley_use")
 
 
 def command(
@@ -53,11 +54,14 @@ def command(
     if not found.differences and not found.blocked:
         console.print(f"nothing was used in {period}", highlight=False)
         return
-    console.print(_table(found))
+    if found.differences:
+        console.print(_table(found))
     for name, reason in found.blocked.items():
         console.print(f"[yellow]cannot be said: {name}: {escape(reason)}[/]", highlight=False, soft_wrap=True)
-    complaints = ", ".join(one.tenant for one in found.complaints)
-    console.print(f"would complain: {complaints}" if complaints else "nobody would complain", highlight=False)
+    complaints = ", ".join(one.tenant for one in found.complaints) or "none"
+    if found.differences:
+        of_whom = f" (of those {len(found.differences)} that can be said)" if found.blocked else ""
+        console.print(f"would complain{of_whom}: {complaints}", highlight=False)
 
 
 def _card(book: Engine, named: str) -> RateCard:
@@ -67,7 +71,9 @@ def _card(book: Engine, named: str) -> RateCard:
     with Session(book) as session:
         found = next((card for card in read_state(session).cards if card.name == named), None)
     if found is None:
-        raise NotFoundError(f"no rate card version is called {named!r}, and there is no such file")
+        raise NotFoundError(
+            f"no rate card version is called {named!r}, and there is no such file; name one as declared (standard@2)"
+        )
     return found
 
 
@@ -76,6 +82,10 @@ def _policy(book: Engine, named: str) -> CachePolicy:
         return load_cache_policy({"id": "what-if", **_single(load(Path(named)), "cache_policies", named)}, {})
     with Session(book) as session:
         found = read_state(session).policies.get(named)
+    if found is None and named not in _KINDS:
+        raise NotFoundError(
+            f"no cache policy is called {named!r}, and there is no such file; kinds are: {', '.join(_KINDS)}"
+        )
     return found or load_cache_policy({"id": "what-if", "kind": named}, {})
 
 

@@ -92,7 +92,11 @@ def test_what_if(run: Run, tmp_path: Path) -> None:
     assert retained["differences"][0]["change_pico"] == "57600000000"
     assert run("what-if", "--period", PERIOD).exit_code == 2
     assert run("what-if", "--period", PERIOD, "--rate-card", "nothing@1").exit_code == 2
-    assert run("what-if", "--period", PERIOD, "--policy", "nothing").exit_code == 2
+    unknown = run("what-if", "--period", PERIOD, "--policy", "nothing")
+    assert unknown.exit_code == 2 and "kinds are: retain, " in unknown.output
+    card.write_text(card.read_text().replace("model: m,", "model: another,"))
+    blind = run("what-if", "--period", PERIOD, "--rate-card", str(card))
+    assert "cannot be said: acme" in blind.output and "complain" not in blind.output
 
 
 def test_credit_and_void(run: Run) -> None:

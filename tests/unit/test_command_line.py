@@ -1,6 +1,8 @@
 """What the command line tells where a word, a file, a setting or a service is not right: one line and status 2, never a stack."""
 
 import json
+import os
+import pty
 import socket
 import subprocess
 import sys
@@ -138,6 +140,19 @@ def test_a_stack_whose_ports_are_taken_names_them_and_how_to_take_others(tmp_pat
     [line] = done.stderr.strip().splitlines()
     assert f"{port} (Kafka)" in line
     assert f"taximeter up --port-offset {port - PORTS['Kafka'] + 1000} --data {tmp_path / 'data'}-2" in line
+
+
+def test_a_pdf_is_not_written_to_a_terminal(book: str) -> None:
+    ours, theirs = pty.openpty()
+    words = ("export", "INV-1", "--format", "pdf")
+    environment = {**os.environ, "TAXIMETER_DATABASE_URL": book, "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-m", "taximeter", *words],
+        stdout=theirs, stderr=subprocess.PIPE, text=True, check=False, timeout=60, env=environment,
+    )  # fmt: skip
+    os.close(theirs)
+    os.close(ours)
+    assert done.returncode == 2 and "--out invoice.pdf" in done.stderr
 
 
 def test_kafka_that_stops_answering_is_named() -> None:
