@@ -91,13 +91,18 @@ class Processor:
     def __init__(self) -> None:
         self.request_states: dict[str, State] = {}
         self.log_stats = True
+        self.ending = False
 
     def add_request(
         self, request: Any, prompt: Any, parent_req: Any = None, request_index: int = 0, queue: Any = None
     ) -> None:
-        self.request_states[request.request_id] = State(
-            request.request_id, parent_req=parent_req, request_index=request_index
-        )
+        known = self.request_states.get(request.request_id)
+        if known is None:
+            self.request_states[request.request_id] = State(
+                request.request_id, parent_req=parent_req, request_index=request_index
+            )
+        elif self.ending:
+            self._finish_request(known)
 
     def abort_requests(self, request_ids: Any, internal: bool) -> list[str]:
         return [identity for identity in request_ids if self.request_states.pop(identity, None)]
@@ -329,6 +334,22 @@ def test_nothing_passes_unmetered() -> None:
     assert [event.data.worker.sequence for event in events] == [0, 1, 2, 3]
     assert events[3].data.outcome is Outcome.ABORTED
     assert "add_request" not in vars(bench.processor)
+
+
+def test_a_session_that_goes_on_is_one_sequence() -> None:
+    """More input for a sequence that is there does not end it; the input that is its last one does, with what it had."""
+    bench, exchange = Bench(), Exchange(tags(), "/v1/realtime", 0.0)
+    bench.add(exchange, "a")
+    state = bench.processor.request_states["a"]
+    state.stats, state.detokenizer = None, SimpleNamespace(num_output_tokens=lambda: 4)
+    bench.add(exchange, "a")
+    bench.hooks.end(exchange)
+    assert not bench.left
+    bench.processor.ending = True
+    bench.add(exchange, "a")
+    (part,) = bench.left
+    event = event_of(part)
+    assert (event.data.outcome, event.data.tokens.output, event.data.timing.queue_ms) == (Outcome.COMPLETED, 4, None)
 
 
 def test_what_the_gateway_meters_has_no_number_and_no_event(tmp_path: Path) -> None:

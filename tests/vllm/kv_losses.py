@@ -8,7 +8,7 @@ import json
 import time
 from tempfile import mkdtemp
 
-from vllm.distributed.kv_events import BlockStored, KVEventBatch, ZmqEventPublisher
+from vllm.distributed.kv_events import MEDIUM_GPU, BlockStored, KVEventBatch, ZmqEventPublisher
 
 from taximeter_inference.forwarding import Forwarded
 from taximeter_inference.gateway.salt import PoolKeys
@@ -24,7 +24,7 @@ def stored(session: str, number: int) -> KVEventBatch:
     """A block of a prompt, stored for a sequence."""
     parent = bytes([number - 1]) * 32 if number else None
     block = BlockStored(
-        [bytes([number]) * 32], parent, [1] * BLOCK_SIZE, BLOCK_SIZE, None, "gpu", None, session_id=session
+        [bytes([number]) * 32], parent, [1] * BLOCK_SIZE, BLOCK_SIZE, None, MEDIUM_GPU, None, session_id=session
     )
     return KVEventBatch(time.time(), [block])
 

@@ -15,7 +15,6 @@ PARAMETERS = {
     "abort_requests": ("request_ids", "internal"),
     "propagate_error": ("e",),
     "process_outputs": ("engine_core_outputs",),
-    "_finish_request": ("req_state",),
     "_update_stats_from_finished": ("req_state", "finish_reason", "iteration_stats"),
 }
 STATE_FIELDS = (

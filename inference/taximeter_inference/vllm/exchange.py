@@ -19,6 +19,16 @@ METERED_ELSEWHERE = -1
 """The number of a request whose gateway sends its event: the worker sends none, so its own numbers leave it out."""
 
 
+class _NoStats:
+    """Of a sequence that the engine keeps no statistics of."""
+
+    num_generation_tokens = num_preemptions = 0
+    arrival_time = queued_ts = scheduled_ts = first_token_ts = last_token_ts = first_token_latency = 0.0
+
+
+_NO_STATS = _NoStats()
+
+
 class ClosedSequence(msgspec.Struct, gc=False, frozen=True):
     """A sequence that has left the engine: what its event needs, so that the engine's own objects can go at once.
 
@@ -46,8 +56,8 @@ class ClosedSequence(msgspec.Struct, gc=False, frozen=True):
 
 def closed_sequence(state: SequenceState, reason: str, prefill: PrefillStats | None = None) -> ClosedSequence:
     """A sequence that ended for that reason just now. `prefill` is what the engine said of its prompt (with a connector)."""
-    stats, parent = state.stats, state.parent_req
-    output = stats.num_generation_tokens if stats is not None else _detokenized(state)
+    stats, parent = state.stats or _NO_STATS, state.parent_req
+    output = stats.num_generation_tokens if stats is not _NO_STATS else _detokenized(state)
     prompt = cached = external = 0
     # The engine counts a prompt with its first output. An aborted or failed sequence may have ended before.
     if not (state.is_prefilling or (output == 0 and reason in (ABORTED, FAILED))):
@@ -57,17 +67,6 @@ def closed_sequence(state: SequenceState, reason: str, prefill: PrefillStats | N
             cached, external = prefill.num_cached_tokens, prefill.num_external_cached_tokens
     else:
         output = 0
-    if stats is None:
-        times = (0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    else:
-        times = (
-            stats.num_preemptions,
-            stats.queued_ts,
-            stats.scheduled_ts,
-            stats.first_token_ts,
-            stats.last_token_ts,
-            stats.first_token_latency,
-        )
     return ClosedSequence(
         state.request_id,
         parent.request_id if parent is not None else state.request_id,
@@ -77,7 +76,12 @@ def closed_sequence(state: SequenceState, reason: str, prefill: PrefillStats | N
         prompt,
         cached if cached < prompt else prompt,
         output,
-        *times,
+        stats.num_preemptions,
+        stats.queued_ts,
+        stats.scheduled_ts,
+        stats.first_token_ts,
+        stats.last_token_ts,
+        stats.first_token_latency,
         min(external, cached, prompt) if external else 0,
     )
 

@@ -1,6 +1,6 @@
-"""The plugin's hold on vLLM: five methods of the engine's output processor, each called once a sequence, never once a token.
+"""The plugin's hold on vLLM: four methods of the engine's output processor, each called once a sequence, never once a token.
 
-Where the engine has a KV connector there is a sixth, called once a step: only there the engine says what the connector brought.
+Where the engine has a KV connector there is a fifth, called once a step: only there the engine says what the connector brought.
 
 The hooks are attributes of the one running OutputProcessor; its class and its files stay as they are.
 """
@@ -25,7 +25,7 @@ from taximeter_inference.vllm.exchange import (
 Prepare = Callable[[EngineRequest, Exchange], None]
 """Checks a request and sets what only the worker may set, before it enters the engine."""
 
-_HOOKED = ("add_request", "abort_requests", "_finish_request", "_update_stats_from_finished", "propagate_error")
+_HOOKED = ("add_request", "abort_requests", "_update_stats_from_finished", "propagate_error")
 _STEP = "process_outputs"
 
 
@@ -45,7 +45,6 @@ class EngineHooks:
         self._connected = connected
         self._prefills: dict[str, PrefillStats] = {}
         self._owners: dict[str, tuple[Exchange, SequenceState]] = {}
-        self._unreasoned: dict[str, tuple[Exchange, SequenceState]] = {}
         self._processor: Any = None
 
     def running(self) -> list[SequenceState]:
@@ -55,10 +54,9 @@ class EngineHooks:
     def attach(self, processor: Any) -> None:
         """Take hold of an engine's output processor (which `drift` has checked)."""
         self._processor = processor
-        add, abort = processor.add_request, processor.abort_requests
-        finish, observe = processor._finish_request, processor._update_stats_from_finished
+        add, abort, observe = processor.add_request, processor.abort_requests, processor._update_stats_from_finished
         propagate, states = processor.propagate_error, processor.request_states
-        owners, unreasoned, prepare, begin = self._owners, self._unreasoned, self._prepare, self._begin
+        owners, prepare, begin, close = self._owners, self._prepare, self._begin, self._close
 
         def add_request(
             request: Any, prompt: Any, parent_req: Any = None, request_index: int = 0, queue: Any = None
@@ -66,7 +64,8 @@ class EngineHooks:
             identity = request.request_id
             if identity in states:
                 add(request, prompt, parent_req, request_index, queue)
-                self._reason(identity, FINISHED)
+                if identity not in states:
+                    close(identity, FINISHED)
                 return
             exchange = CURRENT.get() or _stray()
             prepare(request, exchange)
@@ -80,25 +79,18 @@ class EngineHooks:
         def abort_requests(request_ids: Iterable[str], internal: bool) -> list[str]:
             aborted: list[str] = abort(request_ids, internal)
             for identity in aborted:
-                self._close(identity, ABORTED)
+                close(identity, ABORTED)
             return aborted
-
-        def finish_request(req_state: Any) -> None:
-            finish(req_state)
-            identity = req_state.request_id
-            owner = owners.pop(identity, None)
-            if owner is not None:
-                unreasoned[identity] = owner
 
         def update_stats_from_finished(req_state: Any, finish_reason: Any, iteration_stats: Any) -> None:
             observe(req_state, finish_reason, iteration_stats)
-            self._reason(req_state.request_id, str(finish_reason))
+            close(req_state.request_id, str(finish_reason))
 
         def propagate_error(e: Exception) -> None:
             propagate(e)
             self._close_all(FAILED)
 
-        hooks = (add_request, abort_requests, finish_request, update_stats_from_finished, propagate_error)
+        hooks = (add_request, abort_requests, update_stats_from_finished, propagate_error)
         for name, hook in zip(_HOOKED, hooks, strict=True):
             setattr(processor, name, hook)
         if self._connected:
@@ -137,13 +129,6 @@ class EngineHooks:
 
     def _close(self, identity: str, reason: str) -> None:
         owner = self._owners.pop(identity, None)
-        if owner is not None:
-            self._unreasoned[identity] = owner
-        self._reason(identity, reason)
-
-    def _reason(self, identity: str, reason: str) -> None:
-        """Why a sequence ended, told just after it was closed, in the same turn of the event loop."""
-        owner = self._unreasoned.pop(identity, None)
         if owner is not None:
             exchange, state = owner
             prefill = self._prefills.pop(identity, None) if self._prefills else None

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from taximeter_inference.forwarding import PREFIX, TOLERANCE_SECONDS, Forwarded
+from taximeter_inference.forwarding import PREFIX, TOLERANCE_SECONDS, Forwarded, ForwardingError, verify
 from taximeter_inference.vllm.answers import AnswerMeter
 from taximeter_inference.vllm.errors import DriftError, ForeignAdapterError, ForeignTagsError, UntaggedError
 from taximeter_inference.vllm.exchange import CURRENT, Exchange
@@ -20,9 +20,8 @@ from taximeter_inference.vllm.settings import WorkerSettings
 from taximeter_inference.vllm.tags import (
     OPERATIONS,
     SIGNATURE,
+    TAGS,
     TENANT,
-    is_named,
-    signed_tags,
     trusted_tags,
     untagged,
 )
@@ -68,7 +67,7 @@ class Middleware:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         began, path, meter = time.perf_counter(), scope["path"], self._meter
         try:
-            tags = self._tags(scope, path)
+            tags = self._tags(scope, path, began)
         except UntaggedError as error:
             await _refuse(scope, send, 401, "untagged", str(error))
             return
@@ -78,8 +77,7 @@ class Middleware:
         if self._answers is not None:
             await self._serve_by_answers(self._answers, scope, receive, send, tags)
             return
-        is_metered = tags is not None and tags.is_metered
-        if meter is None or (meter.sink.held and path in OPERATIONS and not is_metered):
+        if meter is None or (meter.sink.held and path in OPERATIONS and not (tags is not None and tags.is_metered)):
             await _refuse(scope, send, 503, "cannot_meter", "this worker cannot meter requests now")
             return
         exchange = Exchange(tags, path, began)
@@ -118,26 +116,29 @@ class Middleware:
             # Nothing holds on to the engine, so what cannot be read is not served.
             await _refuse(scope, send, 501, "cannot_meter", f"{path} cannot be metered by its answers")
 
-    def _tags(self, scope: Scope, path: str) -> Forwarded | None:
+    def _tags(self, scope: Scope, path: str, now: float) -> Forwarded | None:
         """The request's tags; None where it has none and may go without until it reaches the engine."""
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        signature = headers.get(SIGNATURE)
+        if signature is not None and self._secrets:
+            try:
+                tags = verify(headers.get(TAGS, b""), signature, self._secrets, int(time.time()))
+            except ForwardingError as error:
+                raise ForeignTagsError(f"the forwarded tags cannot be believed: {error}") from None
+            if not self._seen.add(tags.request_id, now):
+                raise ForeignTagsError("these forwarded tags were used before")
+            return tags
         settings = self._settings
-        if SIGNATURE in headers and self._secrets:
-            tags = signed_tags(headers, self._secrets, int(time.time()))
-        elif settings.worker_tags == "trusted" and TENANT in headers:
-            tags = trusted_tags(headers, path)
-        elif path in OPERATIONS and settings.worker_untagged == "refuse":
+        if settings.worker_tags == "trusted" and TENANT in headers:
+            return trusted_tags(headers, path)
+        if path in OPERATIONS and settings.worker_untagged == "refuse":
             signed = settings.worker_tags == "signed"
             raise UntaggedError(
                 "this worker serves what a gateway has signed: send the request to the gateway"
                 if signed
                 else f"{PREFIX}tenant and {PREFIX}feature are required"
             )
-        else:
-            return None
-        if is_named(tags) and not self._seen.add(tags.request_id, time.monotonic()):
-            raise ForeignTagsError("these forwarded tags were used before")
-        return tags
+        return None
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -8,8 +8,6 @@ from taximeter_inference.forwarding import (
     SIGNATURE_HEADER,
     TAGS_HEADER,
     Forwarded,
-    ForwardingError,
-    verify,
 )
 from taximeter_inference.vllm.errors import ForeignTagsError, UntaggedError
 from taximeter_schemas.events import TAG_PATTERN, Operation
@@ -30,18 +28,9 @@ OPERATIONS: Mapping[str, Operation] = {
     "/v2/rerank": Operation.RERANK,
 }
 """Routes that use the engine. Others are looked at once they do."""
-SIGNATURE, TENANT = SIGNATURE_HEADER.encode(), f"{PREFIX}tenant".encode()
-_TAGS = TAGS_HEADER.encode()
+SIGNATURE, TAGS, TENANT = SIGNATURE_HEADER.encode(), TAGS_HEADER.encode(), f"{PREFIX}tenant".encode()
 _TAG = re.compile(TAG_PATTERN)
 _UNNAMED = "-"
-
-
-def signed_tags(headers: Mapping[bytes, bytes], secrets: tuple[bytes, ...], now: int) -> Forwarded:
-    """The tags that a gateway signed, of an ASGI request's headers. Raises ForeignTagsError where the signature is wrong."""
-    try:
-        return verify(headers.get(_TAGS, b""), headers.get(SIGNATURE, b""), secrets, now)
-    except ForwardingError as error:
-        raise ForeignTagsError(f"the forwarded tags cannot be believed: {error}") from None
 
 
 def trusted_tags(headers: Mapping[bytes, bytes], path: str) -> Forwarded:
