@@ -109,6 +109,8 @@ class Meter:
                 self._note_poll()
                 self._turn()
         finally:
+            # librdkafka aborts when it is closed before a subscription that came right after an unsubscription took effect.
+            self._consumer.unsubscribe()
             self._consumer.close()
             self._inserting.shutdown()
 
