@@ -14,7 +14,7 @@ from taximeter_billing.domain.storage_lines import LOOKBACK
 from taximeter_billing.domain.usage import UsageRow
 from taximeter_billing.errors import NotFoundError
 from taximeter_billing.lifecycle import find_invoice
-from taximeter_billing.warehouse import ANY_TIME, TenantSpan, UsageReader
+from taximeter_billing.warehouse import BEFORE_ANY, TenantSpan, UsageReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def _events(
     """The tenant's events that a usage line adds up, or whose blocks a storage line keeps; no other line is made of events."""
     kind = line.get("kind", "usage")
     until = document["inputs"].get("inserted_until")
-    moment = datetime.fromisoformat(until) if until else ANY_TIME
+    moment = datetime.fromisoformat(until) if until else BEFORE_ANY
     if kind == "usage":
         start, end = (datetime.fromisoformat(document["period"][name]) for name in ("start", "end"))
         place = tuple(line.get(name) for name in ("feature", "model", "rate_card"))

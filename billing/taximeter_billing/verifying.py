@@ -23,7 +23,7 @@ from taximeter_billing.ledger import instances
 from taximeter_billing.lifecycle import find_invoice
 from taximeter_billing.seeing import look
 from taximeter_billing.true_ups import TRUE_UP, look_again
-from taximeter_billing.warehouse import ANY_TIME, UsageReader
+from taximeter_billing.warehouse import BEFORE_ANY, UsageReader
 
 DIFFERENCES_MAX = 20
 
@@ -74,7 +74,7 @@ def _derive(
     late: list[Adjustment],
 ) -> str:
     """The document that comes out now, or in words why none does."""
-    until = datetime.fromisoformat(inputs["inserted_until"]) if inputs["inserted_until"] else ANY_TIME
+    until = datetime.fromisoformat(inputs["inserted_until"]) if inputs["inserted_until"] else BEFORE_ANY
     seen = look(reader, group.tenants, row.period, until, cards=state.cards)
     begun = instances(state.grants.get(row.tenant, []), seen.periods[row.tenant].end)
     grants = tuple(_with_balance(grant, inputs["grants"]) for _, grant in begun if grant.id in inputs["grants"])

@@ -18,6 +18,9 @@ from taximeter_sql import query
 ANY_TIME = datetime(2200, 1, 1, tzinfo=UTC)
 """Stands for no limit on when a row was inserted."""
 
+BEFORE_ANY = datetime(1970, 1, 1, tzinfo=UTC)
+"""Stands for a moment before any row: what was made when none was there saw none of those that came since."""
+
 TENANTS_MAX = 100
 """Tenants that one query names; their names travel in its address."""
 

@@ -159,6 +159,16 @@ def test_a_credit_pays_the_month_in_which_it_was_open_whichever_is_invoiced_firs
         assert ledger.balances(session) == {"gift": 0}
 
 
+def test_an_invoice_for_nothing_used_is_proven_also_when_something_comes(
+    book: Engine, warehouse: Client, reader: UsageReader
+) -> None:
+    agreed = {"id": "c", "tenant": "acme", "starts": "2026-10-01T00:00:00Z", "minimum": {"amount": "1"}}
+    declare(book, {"contracts": [agreed]})
+    final(book, reader, NOVEMBER, CLOSED)
+    usage(warehouse, "late", 4 * MILLION, CLOSED + DAY)
+    assert verify_invoice(book, reader, "INV-000001").proven
+
+
 def test_usage_of_a_month_without_an_invoice_is_not_forgotten(
     book: Engine, warehouse: Client, reader: UsageReader
 ) -> None:
