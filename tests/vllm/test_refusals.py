@@ -107,14 +107,17 @@ def test_a_priority_counts_for_those_who_were_granted_it(squeezed: VllmWorker) -
 
 
 def test_transfer_parameters_count_for_those_who_were_granted_them(squeezed: VllmWorker) -> None:
-    """The engine, which has nothing to do with them here, says so where they reach it."""
+    """The engine, which has nothing to do with them here, says so where they reach it; nobody can say what was cached."""
     path, body = ASKED[0]
-    given = {**body, "kv_transfer_params": {"do_remote_prefill": True, "remote_host": "10.0.0.1"}}
+    before, known = squeezed.counters(), len(squeezed.events())
+    claimed = {"do_remote_prefill": True, "remote_host": "10.0.0.1", "remote_prefill_cached_tokens": 9_999}
+    given = {**body, "kv_transfer_params": claimed}
     said = "Got kv_transfer_params"
     assert squeezed.post(path, given).status_code == 200
     assert said not in squeezed.log
     assert squeezed.post(path, given, squeezed.headers("globex")).status_code == 200
     await_true(lambda: said in squeezed.log, lambda: squeezed.log[-2_000:])
+    assert engine_sum(squeezed.await_events(known + 2)[known:]) == squeezed.counters() - before
 
 
 def test_what_cannot_be_metered_is_not_served(squeezed: VllmWorker, tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ class WorkerSettings(LogSettings):
         gt=0,
         description="What may wait on disk while the log is away; when that is full, new requests are refused",
     )
-    state_dir: Path = Field(Path("data/state"), description="Folder for the spool, where usage events wait while the log is away")
+    state_dir: Path = Field(
+        Path("data/state"), description="Folder for the spool, where usage events wait while the log is away"
+    )
 
     @property
     def spool_dir(self) -> Path:

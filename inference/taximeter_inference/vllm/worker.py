@@ -80,9 +80,11 @@ class WorkerMeter:
             refuse=_client_error,
             waiting=self.sink.held,
         )
-        self.hooks = EngineHooks(
-            guard.prepare, self._journal.begin, self.sink.take, connected=has_connector(config.kv_transfer_config)
+        # Without a connector a client's transfer parameters still reach the state that the engine keeps of its sequence.
+        connected = has_connector(config.kv_transfer_config) or any(
+            "kv_transfer_params" in granted for granted in settings.worker_privileges.values()
         )
+        self.hooks = EngineHooks(guard.prepare, self._journal.begin, self.sink.take, connected)
         self.hooks.attach(owner.output_processor)
         self.sink.start(self.hooks.running)
         _log.info("metering vLLM %s as %s", self.version, self._producer.worker_id)
