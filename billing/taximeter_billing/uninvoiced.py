@@ -1,5 +1,5 @@
-"""Months in which a tenant used something and for which it has no invoice: late usage of such a month is on no invoice that a
-true-up could go with, so whoever closes a month is told which others to close."""
+"""Months in which a tenant used something, or kept it in cache, and for which it has no invoice: late usage of such a month is on
+no invoice that a true-up could go with, so whoever closes a month is told which others to close."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable
@@ -11,14 +11,17 @@ from taximeter_billing.book import InvoiceRow
 from taximeter_billing.true_ups import first_month
 from taximeter_billing.warehouse import TenantSpan, UsageReader
 from taximeter_schemas.periods import billing_month
+from taximeter_schemas.rate_cards import RateCard
 from taximeter_schemas.tenants import Tenant
 
 
 def months_without_invoice(
-    book: Engine, reader: UsageReader, label: str, tenants: Iterable[Tenant]
+    book: Engine, reader: UsageReader, label: str, tenants: Iterable[Tenant], cards: Iterable[RateCard]
 ) -> dict[str, list[str]]:
     """By month before `label`, as far back as late usage is looked for, the tenants that used something and have no invoice, not
-    even a draft."""
+    even a draft. Where cards have a price for keeping blocks, also those whose blocks may have lain in cache in a month that was
+    over before we knew of them."""
+    storing = [card.name for card in cards if card.stores]
     by_zone: dict[str, list[str]] = defaultdict(list)
     for tenant in tenants:
         by_zone[tenant.time_zone].append(tenant.id)
@@ -32,7 +35,12 @@ def months_without_invoice(
                 span = TenantSpan(name, period.start, period.end)
                 if (name, month) not in invoiced and reader.event_sets([span])[name].events:
                     found[month].append(name)
-    return {month: sorted(names) for month, names in sorted(found.items())}
+        kept = reader.late_block_months(names, storing, zone, start, end) if storing else {}
+        for name, months in kept.items():
+            for month in months:
+                if month < label and (name, month) not in invoiced:
+                    found[month].append(name)
+    return {month: sorted(set(names)) for month, names in sorted(found.items())}
 
 
 def _invoiced(book: Engine, label: str, tenants: Collection[str]) -> set[tuple[str, str]]:

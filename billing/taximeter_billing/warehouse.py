@@ -121,10 +121,21 @@ class UsageReader:
     def used_months(self, tenants: Sequence[str], zone: str, start: datetime, end: datetime) -> dict[str, list[str]]:
         """The months ("2026-11") of [start, end) in which each tenant used something, by the calendar of a time zone. One may be
         too many, where a month begins within an hour."""
+        return self._months("billing_used_months", tenants, {"zone": zone, "start": start, "end": end})
+
+    def late_block_months(
+        self, tenants: Sequence[str], cards: Sequence[str], zone: str, start: datetime, end: datetime
+    ) -> dict[str, list[str]]:
+        """The months in which blocks of usage of [start, end), rated by these versions of cards, may have lain in cache, and
+        that were over before that usage was stored; by the calendar of a time zone."""
+        more = {"cards": cards, "zone": zone, "start": start, "end": end}
+        return self._months("billing_late_blocks", tenants, more)
+
+    def _months(self, name: str, tenants: Sequence[str], parameters: dict[str, object]) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for first in range(0, len(tenants), TENANTS_MAX):
-            part = {"tenants": tenants[first : first + TENANTS_MAX], "zone": zone, "start": start, "end": end}
-            rows = self.client.query(query("billing_used_months"), parameters=part).result_rows
+            part = {"tenants": tenants[first : first + TENANTS_MAX], **parameters}
+            rows = self.client.query(query(name), parameters=part).result_rows
             found |= {tenant: list(months) for tenant, months in rows}
         return found
 

@@ -77,8 +77,9 @@ def close(
         console.print(f"[yellow]late usage: {name}: {escape(reason)}[/]", highlight=False)
     for month, names in closed.uninvoiced.items():
         more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        told = ", ".join(names[:_NAMES_SHOWN]) + more
         console.print(
-            f"[yellow]not invoiced: usage of {month} of {', '.join(names[:_NAMES_SHOWN])}{more}; close that month too[/]",
+            f"[yellow]not invoiced: usage or cache storage of {month} of {told}; close that month too[/]",
             highlight=False,
         )
     for name, pico in closed.refunds.items():

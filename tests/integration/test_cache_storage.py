@@ -9,7 +9,7 @@ from clickhouse_connect.driver.client import Client
 from sqlalchemy import Engine
 
 from taximeter_billing import folding
-from taximeter_billing.closing import close_period, finalize_period, find_invoice
+from taximeter_billing.closing import close_period, finalize_period, find_invoice, list_invoices
 from taximeter_billing.declarations import apply_declarations, read_mapping
 from taximeter_billing.declarations.prices import read_rate_card
 from taximeter_billing.explaining import explain_line
@@ -143,6 +143,24 @@ def test_a_late_event_changes_the_months_that_it_touches(book: Engine, warehouse
     assert all(verify_invoice(book, reader, f"acme/{label}").proven for label in (NOVEMBER, DECEMBER, JANUARY))
     finalize_period(book, JANUARY, "INV", end)
     assert close_period(book, reader, "2027-02", end + timedelta(days=28)).refunds == {}
+
+
+def test_what_late_usage_kept_in_a_month_without_an_invoice_is_not_forgotten(
+    book: Engine, warehouse: Client, reader: UsageReader
+) -> None:
+    declare(book)
+    use(warehouse, "acme", TURN - 10 * HOUR)
+    for period, moment in ((NOVEMBER, CLOSED), (DECEMBER, LATER)):
+        close_period(book, reader, period, moment)
+        finalize_period(book, period, "INV", moment)
+    assert [invoice.period for invoice in list_invoices(book)] == [NOVEMBER], "it was gone before December"
+    # Stored once December is over, and still in cache for its first hour.
+    use(warehouse, "acme", TURN - HOUR, inserted_at=LATER)
+    last = datetime(2027, 2, 5, tzinfo=UTC)
+    assert close_period(book, reader, JANUARY, last).uninvoiced == {DECEMBER: ["acme"]}
+    assert close_period(book, reader, DECEMBER, last).drafted == ["acme"]
+    assert hours(book, "acme/2026-12") == 1
+    assert close_period(book, reader, JANUARY, last).uninvoiced == {}
 
 
 def test_a_storage_line_is_explained_and_exported(book: Engine, warehouse: Client, reader: UsageReader) -> None:
