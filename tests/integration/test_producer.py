@@ -29,6 +29,7 @@ from taximeter_schemas import wire
 from taximeter_schemas.topics import USAGE_EVENTS, Topic
 from tests.topic_reader import read_topic
 from tests.usage_events import usage, usage_event
+from tests.waiting import freeze
 
 SECONDS_MAX = 60.0
 NOWHERE = "127.0.0.1:1"
@@ -213,7 +214,7 @@ def test_a_broker_that_hangs_is_as_good_as_away(tmp_path: Path) -> None:
         with make(broker.bootstrap_servers, tmp_path, delivery_seconds_max=2) as producer:
             assert producer.submit(usage("a")).result(SECONDS_MAX) is Safe.BROKER
             assert broker.pid is not None
-            os.kill(broker.pid, signal.SIGSTOP)
+            freeze(broker.pid)
             try:
                 assert producer.submit(usage("b")).result(SECONDS_MAX) is Safe.SPOOL
                 assert producer.state().broker_away
