@@ -22,7 +22,7 @@ def await_true(holds: Callable[[], bool], what: str | Callable[[], str], seconds
 
 
 def freeze(pid: int) -> None:
-    """SIGSTOP, and wait until no thread of the process runs any more: the signal alone does not stop at once one that is running."""
+    """SIGSTOP, and wait until no thread of the process runs: the signal alone does not stop at once one that is running."""
     os.kill(pid, signal.SIGSTOP)
     threads = Path(f"/proc/{pid}/task")
     if threads.exists():
