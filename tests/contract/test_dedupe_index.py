@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from taximeter_streams.meter import front
-from taximeter_streams.meter.dedupe import Counted, DedupeIndex, MemoryIndex, RocksIndex, log_mark
+from taximeter_streams.meter.dedupe import (
+    Counted,
+    DedupeIndex,
+    MemoryIndex,
+    RocksIndex,
+    UnreadableIndexError,
+    log_mark,
+)
 from taximeter_streams.meter.front import FrontFilter
 from taximeter_streams.meter.kernel import load_kernel
 
@@ -99,6 +106,30 @@ def test_the_filter_knows_what_the_index_held_before_it_and_what_came_after(tmp_
     assert last.find([never[0]]) == [Counted(BODY, MARK, 2)]
     last.close()
     assert found == [Counted(BODY, MARK, 0)] * 1_000 + [Counted(BODY, MARK, 1)] * 1_000 + [None] * 1_000
+
+
+def test_what_cannot_be_read_is_never_called_new(tmp_path: Path) -> None:
+    kernel = load_kernel(tmp_path)
+    identities = [blake2b(number.to_bytes(4, "big"), digest_size=16).digest() for number in range(50_000)]
+    whole = RocksIndex(tmp_path / "index", kernel)
+    whole.mark("log/0", 1, [(identity, Counted(BODY, MARK, 0)) for identity in identities])
+    whole.close()
+    (tmp_path / "index" / "front.filter").unlink()  # so that the next one walks through all
+    for table in (tmp_path / "index").glob("*.sst"):
+        with table.open("r+b") as file:
+            file.seek(table.stat().st_size // 3)
+            file.write(bytes(8_192))
+    index = RocksIndex(tmp_path / "index", kernel)
+    index.wait_until_filtered()
+    told = 0
+    for identity in identities[::7]:
+        try:
+            assert index.find([identity]) == [Counted(BODY, MARK, 0)]
+        except UnreadableIndexError as error:
+            assert str(tmp_path / "index") in str(error)
+            told += 1
+    index.close()
+    assert told, "what was overwritten is told"
 
 
 def test_a_filter_that_has_become_too_full_is_made_again_with_everything(

@@ -22,6 +22,7 @@ from rocksdict import (
     DBCompressionType,
     Options,
     Rdict,
+    RdictIter,
     ReadOptions,
     WriteBatch,
 )
@@ -39,6 +40,10 @@ FILTER_BITS = 10
 """Of each identity: one in a hundred new ones is looked for on disk in vain."""
 
 _ENTRY = struct.Struct(">16s8sq")
+
+
+class UnreadableIndexError(RuntimeError):
+    """The index on disk is damaged. It is a copy: without its folder it is made anew from the warehouse."""
 
 
 class Counted(NamedTuple):
@@ -124,6 +129,16 @@ class MemoryIndex:
         """Nothing to release."""
 
 
+def _identities(walk: RdictIter) -> Iterator[bytes]:
+    while walk.valid():
+        key: bytes = walk.key()
+        if key[:1] != b"i":
+            return
+        yield key[1:]
+        walk.next()
+    walk.status()  # raises where it ended because something could not be read
+
+
 def _filtered_tables() -> BlockBasedOptions:
     tables = BlockBasedOptions()
     tables.set_bloom_filter(FILTER_BITS, False)
@@ -203,16 +218,22 @@ class RocksIndex:
         return self._db.property_int_value("rocksdb.estimate-num-keys") or 0
 
     def _find(self, identities: Sequence[bytes]) -> list[Counted | None]:
-        values: list[bytes | None] = (
-            self._db.get([b"i" + identity for identity in identities]) if identities else []  # type: ignore[assignment]
-        )
+        try:
+            values: list[bytes | None] = (
+                self._db.get([b"i" + identity for identity in identities]) if identities else []  # type: ignore[assignment]
+            )
+        except Exception as error:  # RocksDB's errors have no class of their own
+            raise UnreadableIndexError(
+                f"{error}; the dedupe index is a copy: delete {self._saved_filter.parent}, and it is made anew at the next start"
+            ) from error
         return [None if value is None else unpacked(value) for value in values]
 
     def _walk(self) -> Iterator[bytes]:
         once = ReadOptions()
         once.fill_cache(False)  # type: ignore[call-arg]  # each block is read once: the cache is for what is looked for
-        keys: Iterator[bytes] = self._db.keys(from_key=b"i", read_opt=once)  # type: ignore[assignment]
-        return (key[1:] for key in keys if key[:1] == b"i")
+        walk = self._db.iter(once)
+        walk.seek(b"i")
+        return _identities(walk)
 
     def close(self) -> None:
         """Flush and release the folder."""

@@ -87,6 +87,17 @@ class FrontFilter:
         self._filling.start()
 
     def _fill(self, blocks: NDArray[np.uint64], walk: Iterator[bytes], closing: threading.Event) -> None:
+        try:
+            count = self._fill_from(blocks, walk, closing)
+        except Exception as error:  # noqa: BLE001 - whatever could not be read, a filter that lacks it is not asked
+            _log.critical("the front filter stays off, the dedupe index cannot be read: %s", error)
+            return
+        if count is not None:
+            self._filled = True
+            _log.info("the front filter is filled", extra={"identities": count})
+
+    def _fill_from(self, blocks: NDArray[np.uint64], walk: Iterator[bytes], closing: threading.Event) -> int | None:
+        """How many there were; None when it was stopped."""
         chunk: list[bytes] = []
         count = 0
         for identity in walk:
@@ -96,10 +107,9 @@ class FrontFilter:
                 count += len(chunk)
                 chunk = []
                 if closing.is_set():
-                    return
+                    return None
         self._add(blocks, chunk)
-        self._filled = True
-        _log.info("the front filter is filled", extra={"identities": count + len(chunk)})
+        return count + len(chunk)
 
     def _add(self, blocks: NDArray[np.uint64], chunk: list[bytes]) -> None:
         with self._lock:
