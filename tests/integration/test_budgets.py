@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from signal import SIGCONT, SIGKILL, SIGSTOP
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from standardwebhooks import Webhook
 
+from taximeter.embedded.broker import EmbeddedBroker
 from taximeter.embedded.ports import free_port
 from taximeter.embedded.processes import ChildProcess
 from taximeter_producers.control import publish
@@ -170,30 +171,43 @@ def log(bootstrap_servers: str) -> Log:
     return Log(bootstrap_servers, f"acme-{secrets.token_hex(4)}")
 
 
-@pytest.fixture
-def start(log: Log, tmp_path: Path) -> Iterator[Callable[[str], Service]]:
-    """Makes services and stops them at the end."""
-    services: list[Service] = []
+@dataclass
+class Services:
+    """Starts services, on a log, and stops them all."""
 
-    def make(name: str) -> Service:
+    folder: Path
+    started: list[Service] = field(default_factory=list)
+
+    def start(self, name: str, log: Log) -> Service:
+        """A worker of that name on that log."""
         port = free_port()
         environment = {
             "TAXIMETER_KAFKA_BOOTSTRAP_SERVERS": log.bootstrap_servers,
             "TAXIMETER_KAFKA_PARTITIONS": str(PARTITIONS),
             "TAXIMETER_KAFKA_REBALANCE_TIMEOUT_SECONDS": "3",
-            "TAXIMETER_STATE_DIR": str(tmp_path / f"state-{len(services)}"),
+            "TAXIMETER_STATE_DIR": str(self.folder / f"state-{len(self.started)}"),
             "TAXIMETER_BUDGETS_GROUP": f"budgets-{log.tenant}",
             f"TAXIMETER_{name.upper()}_PORT": str(port),
         }
         command = [sys.executable, "-m", f"taximeter_streams.{name}"]
-        service = Service(ChildProcess(name, command, environment, tmp_path / f"{name}-{port}.log"), port)
-        services.append(service)
+        service = Service(ChildProcess(name, command, environment, self.folder / f"{name}-{port}.log"), port)
+        self.started.append(service)
         service.start()
         return service
 
-    yield make
-    for service in services:
+
+@pytest.fixture
+def services(tmp_path: Path) -> Iterator[Services]:
+    made = Services(tmp_path)
+    yield made
+    for service in made.started:
         service.child.stop()
+
+
+@pytest.fixture
+def start(log: Log, services: Services) -> Callable[[str], Service]:
+    """Starts a worker of that name."""
+    return lambda name: services.start(name, log)
 
 
 def declare(log: Log, limit_pico: int, url: str | None = None) -> None:
@@ -291,6 +305,23 @@ def test_a_keeper_that_slept_while_another_took_over_ends_itself(log: Log, start
         other.child.wait()
         log.spend(740, 800, 1)
         await_true(lambda: spent() == 800, "and so it is when the sleeper owns it again")
+
+
+def test_a_keeper_that_is_told_to_end_ends_though_its_broker_is_gone(tmp_path: Path, services: Services) -> None:
+    with EmbeddedBroker(tmp_path, free_port()) as broker:
+        ensure_topics(broker.bootstrap_servers, PARTITIONS, 1)
+        log = Log(broker.bootstrap_servers, "acme")
+        budgets = services.start("budgets", log)
+        budgets.await_ready()
+        declare(log, 1_000_000)
+        log.spend(0, 100, 1)
+        with watching(log) as state:
+            await_true(lambda: state() is not None, "the state is published")
+    time.sleep(6)  # the state is due every five seconds: now it has something that it cannot send
+    budgets.child.signal(SIGTERM)
+    await_true(lambda: not budgets.child.running, lambda: budgets.child.log_tail(20))
+    assert "told to end" in budgets.child.log_tail(40)
+    assert budgets.child.exit_status == 1
 
 
 def test_leases_are_granted_from_what_is_left(log: Log, start: Callable[[str], Service]) -> None:

@@ -10,9 +10,16 @@ from taximeter_producers.health import HealthServer
 from taximeter_producers.logs import configure_logging
 from taximeter_producers.topics import ensure_topics
 from taximeter_streams.budgets.deciding import Decider
+from taximeter_streams.budgets.ending import end_in_time
 from taximeter_streams.budgets.log_life import begin_life
 from taximeter_streams.budgets.settings import BudgetsSettings
 from taximeter_streams.budgets.worker import BudgetsWorker
+
+
+class _Process(faust.Worker):
+    async def stop(self) -> None:
+        end_in_time()
+        await super().stop()
 
 
 def main() -> None:
@@ -28,7 +35,7 @@ def main() -> None:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     worker = BudgetsWorker(settings, Decider(control.snapshot, settings.lease_terms))
-    process = faust.Worker(worker.app, loop=loop, quiet=True, override_logging=False, redirect_stdouts=False)
+    process = _Process(worker.app, loop=loop, quiet=True, override_logging=False, redirect_stdouts=False)
     process.spinner = None
     with HealthServer(settings.host, settings.budgets_port, worker.ready):
         try:

@@ -1,13 +1,16 @@
-"""When the keeper must not go on: after an error half-way, and after a sleep in which others may have taken over."""
+"""When the keeper must not go on: after an error half-way, after a sleep in which others may have taken over, and when it is told
+to end and Kafka does not let it."""
 
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 CHECK_SECONDS = 0.25
+END_SECONDS_MAX = 30.0
 _log = logging.getLogger(__name__)
 
 
@@ -57,3 +60,11 @@ def dying() -> Iterator[None]:
         yield
     except BaseException as error:  # noqa: BLE001 - see die
         die(error)
+
+
+def end_in_time() -> None:
+    """An orderly end begins: one that takes longer than `END_SECONDS_MAX` becomes a sudden one, which loses nothing."""
+    late = TimeoutError(f"told to end, and not done after {END_SECONDS_MAX:.0f} s: Kafka may be away")
+    timer = threading.Timer(END_SECONDS_MAX, die, [late])
+    timer.daemon = True
+    timer.start()
