@@ -38,7 +38,8 @@ class Closed:
     changed since, and how; the invoice stays as it is, and the next one carries the difference. `refunds`: credit notes that
     were drafted, by tenant, in pico-units. `overtaken`: whose invoice somebody else drafted, finalized or voided meanwhile.
     `uninvoiced`: by earlier month, tenants that used something in it, or may have kept it in cache, and have no invoice for it;
-    closing that month makes one where something is due."""
+    closing that month makes one where something is due. `undeclared`: tenants with usage that were declared once and are not any
+    more, so that nobody is invoiced for it."""
 
     drafted: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
@@ -49,6 +50,7 @@ class Closed:
     refunds: dict[str, int] = field(default_factory=dict)
     overtaken: list[str] = field(default_factory=list)
     uninvoiced: dict[str, list[str]] = field(default_factory=dict)
+    undeclared: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -93,12 +95,16 @@ def close_period(
     periods = {tenant.id: billing_month(label, tenant.time_zone) for tenant in state.tenants.values()}
     _check_over(periods, label, now, grace_hours, early)
     closed = Closed()
+    if only is None:
+        month = billing_month(label, "UTC")
+        used = reader.tenants_with_usage(month.start, month.end)
+        closed.undeclared.extend(name for name in used if name not in state.tenants)
     done = 0
     for groups in in_batches(state.groups()):
         wanted = [tenant for group in groups for tenant in group.tenants if only in (None, tenant.id)]
         if wanted:
-            for month, names in months_without_invoice(book, reader, label, wanted, state.cards).items():
-                closed.uninvoiced.setdefault(month, []).extend(names)
+            for earlier, names in months_without_invoice(book, reader, label, wanted, state.cards).items():
+                closed.uninvoiced.setdefault(earlier, []).extend(names)
             batch = _look(book, reader, state, groups, wanted, label, now)
             _compute(reader, state, batch)
             with writing(book) as session:

@@ -131,6 +131,13 @@ class UsageReader:
         more = {"cards": cards, "zone": zone, "start": start, "end": end}
         return self._months("billing_late_blocks", tenants, more)
 
+    def tenants_with_usage(self, start: datetime, end: datetime) -> list[str]:
+        """Whoever used something in [start, end), declared or not."""
+        rows = self.client.query(
+            query("billing_tenants_with_usage"), parameters={"start": start, "end": end}
+        ).result_rows
+        return [tenant for (tenant,) in rows]
+
     def _months(self, name: str, tenants: Sequence[str], parameters: dict[str, object]) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for first in range(0, len(tenants), TENANTS_MAX):

@@ -82,6 +82,11 @@ def close(
             f"[yellow]not invoiced: usage or cache storage of {month} of {told}; close that month too[/]",
             highlight=False,
         )
+    for name in closed.undeclared:
+        console.print(
+            f"[yellow]not declared: usage of {escape(name)}; declare it again, then close the period again[/]",
+            highlight=False,
+        )
     for name, pico in closed.refunds.items():
         console.print(f"[yellow]credit note drafted: {name}: {-pico} pico-units[/]", highlight=False)
 

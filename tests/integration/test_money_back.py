@@ -169,6 +169,15 @@ def test_an_invoice_for_nothing_used_is_proven_also_when_something_comes(
     assert verify_invoice(book, reader, "INV-000001").proven
 
 
+def test_usage_of_a_tenant_that_was_pruned_is_named(book: Engine, warehouse: Client, reader: UsageReader) -> None:
+    declare(book)
+    usage(warehouse, "a", 2 * MILLION, USED)
+    usage(warehouse, "b", 2 * MILLION, USED, tenant="gone")
+    closed = close_period(book, reader, NOVEMBER, CLOSED)
+    assert (closed.drafted, closed.undeclared) == (["acme"], ["gone"])
+    assert close_period(book, reader, DECEMBER, LATER).undeclared == []
+
+
 def test_usage_of_a_month_without_an_invoice_is_not_forgotten(
     book: Engine, warehouse: Client, reader: UsageReader
 ) -> None:

@@ -87,7 +87,17 @@ def router(settings: BillingSettings, book: Engine) -> APIRouter:
                 early=what.early,
                 only=what.tenant,
             )
-        names = ("drafted", "unchanged", "final", "without_usage", "parked", "late", "overtaken", "uninvoiced")
+        names = (
+            "drafted",
+            "unchanged",
+            "final",
+            "without_usage",
+            "parked",
+            "late",
+            "overtaken",
+            "uninvoiced",
+            "undeclared",
+        )
         refunds = {tenant: str(pico) for tenant, pico in closed.refunds.items()}
         return {**{name: getattr(closed, name) for name in names}, "refunds_pico": refunds}
 
