@@ -13,6 +13,7 @@ from taximeter.embedded.ports import free_port
 from taximeter.embedded.processes import ChildProcess
 from taximeter.embedded.stack import answers
 from taximeter.embedded.tether import tethered_command
+from tests.waiting import freeze
 
 _READY_SECONDS_MAX = 60.0
 
@@ -47,8 +48,9 @@ class FaceProcess:
         self._child.wait()
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open, and nothing answers."""
-        self._child.signal(signal.SIGSTOP)
+        """Connections stay open, and nothing answers."""
+        assert self._child.pid is not None
+        freeze(self._child.pid)
 
     def thaw(self) -> None:
         """SIGCONT."""

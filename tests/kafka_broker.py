@@ -16,6 +16,7 @@ from taximeter.embedded.ports import free_port
 from taximeter.embedded.processes import ChildProcess
 from taximeter.embedded.tether import tethered_command
 from tests.one_at_a_time import one_at_a_time
+from tests.waiting import freeze
 
 _ROOT = Path(__file__).parents[1]
 _POM = _ROOT / ".ci" / "kafka" / "pom.xml"
@@ -119,9 +120,9 @@ class ApacheKafka:
             self._child.wait()
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open, and nothing answers."""
-        if self._child is not None:
-            self._child.signal(signal.SIGSTOP)
+        """Connections stay open, and nothing answers."""
+        if self._child is not None and self._child.pid is not None:
+            freeze(self._child.pid)
 
     def thaw(self) -> None:
         """SIGCONT."""

@@ -26,7 +26,7 @@ def months_without_invoice(
     for tenant in tenants:
         by_zone[tenant.time_zone].append(tenant.id)
     invoiced = _invoiced(book, label, {name for names in by_zone.values() for name in names})
-    found: dict[str, list[str]] = defaultdict(list)
+    found: dict[str, set[str]] = defaultdict(set)
     for zone, names in sorted(by_zone.items()):
         start, end = billing_month(first_month(label), zone).start, billing_month(label, zone).start
         for name, months in reader.used_months(names, zone, start, end).items():
@@ -34,13 +34,13 @@ def months_without_invoice(
                 period = billing_month(month, zone)
                 span = TenantSpan(name, period.start, period.end)
                 if (name, month) not in invoiced and reader.event_sets([span])[name].events:
-                    found[month].append(name)
+                    found[month].add(name)
         kept = reader.late_block_months(names, storing, zone, start, end) if storing else {}
         for name, months in kept.items():
             for month in months:
                 if month < label and (name, month) not in invoiced:
-                    found[month].append(name)
-    return {month: sorted(set(names)) for month, names in sorted(found.items())}
+                    found[month].add(name)
+    return {month: sorted(names) for month, names in sorted(found.items())}
 
 
 def _invoiced(book: Engine, label: str, tenants: Collection[str]) -> set[tuple[str, str]]:

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 from clickhouse_connect.driver.client import Client
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from taximeter_billing import ledger
 from taximeter_billing.alerting import negative_margin_alerts
-from taximeter_billing.book import CreditEntryRow
 from taximeter_billing.closing import close_period, finalize_period, find_invoice, list_invoices
 from taximeter_billing.credit_notes import give_back, list_notes
 from taximeter_billing.declarations import apply_declarations, read_mapping
@@ -26,6 +25,7 @@ from taximeter_billing.warehouse import UsageReader
 from taximeter_billing.what_if import what_if
 from taximeter_schemas.cache_policies import load_cache_policy
 from taximeter_schemas.money import from_pico, to_pico
+from tests.credit_accounts import accounts
 from tests.integration.test_billing import content, insert, publish, shared_prefix
 
 DECLARED = datetime(2026, 10, 1, tzinfo=UTC)
@@ -387,15 +387,3 @@ def test_provisioned_throughput_covers_what_fits_in_its_minutes(
 def balances(book: Engine) -> dict[str, int]:
     with Session(book) as session:
         return ledger.balances(session)
-
-
-def accounts(book: Engine) -> dict[str, int]:
-    """Sums by account; every transaction sums to zero."""
-    sums: dict[str, int] = {}
-    transactions: dict[str, int] = {}
-    with Session(book) as session:
-        for row in session.scalars(select(CreditEntryRow)):
-            sums[row.account] = sums.get(row.account, 0) + row.amount_pico
-            transactions[row.transaction] = transactions.get(row.transaction, 0) + row.amount_pico
-    assert set(transactions.values()) <= {0}
-    return sums

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 from clickhouse_connect.driver.client import Client
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from taximeter_billing import ledger
-from taximeter_billing.book import CreditEntryRow
 from taximeter_billing.closing import close_period, finalize_period, find_invoice
 from taximeter_billing.credit_notes import give_back, list_notes
 from taximeter_billing.declarations import apply_declarations, read_mapping
@@ -20,6 +19,7 @@ from taximeter_billing.lifecycle import list_parked, void_invoice
 from taximeter_billing.verifying import verify_invoice
 from taximeter_billing.warehouse import UsageReader
 from taximeter_schemas.money import to_pico
+from tests import credit_accounts
 from tests.integration.test_billing import content, publish
 from tests.integration.test_lifecycle import (
     CLOSED,
@@ -49,15 +49,8 @@ def final(book: Engine, reader: UsageReader, label: str, now: datetime) -> None:
 
 
 def accounts(book: Engine) -> dict[str, int]:
-    """The ledger's accounts that are not at nothing; every transaction in it sums to zero."""
-    sums: dict[str, int] = {}
-    transactions: dict[str, int] = {}
-    with Session(book) as session:
-        for entry in session.scalars(select(CreditEntryRow)):
-            sums[entry.account] = sums.get(entry.account, 0) + entry.amount_pico
-            transactions[entry.transaction] = transactions.get(entry.transaction, 0) + entry.amount_pico
-    assert set(transactions.values()) <= {0}
-    return {name: pico for name, pico in sums.items() if pico}
+    """The ledger's accounts that are not at nothing."""
+    return {name: pico for name, pico in credit_accounts.accounts(book).items() if pico}
 
 
 def test_what_credits_paid_goes_back_to_them(book: Engine, warehouse: Client, reader: UsageReader) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -87,19 +88,9 @@ def router(settings: BillingSettings, book: Engine) -> APIRouter:
                 early=what.early,
                 only=what.tenant,
             )
-        names = (
-            "drafted",
-            "unchanged",
-            "final",
-            "without_usage",
-            "parked",
-            "late",
-            "overtaken",
-            "uninvoiced",
-            "undeclared",
-        )
-        refunds = {tenant: str(pico) for tenant, pico in closed.refunds.items()}
-        return {**{name: getattr(closed, name) for name in names}, "refunds_pico": refunds}
+        page = asdict(closed)
+        refunds = page.pop("refunds")
+        return {**page, "refunds_pico": {tenant: str(pico) for tenant, pico in refunds.items()}}
 
     @api.post("/invoices/finalize")
     def finalize(what: PeriodToFinalize) -> dict[str, Any]:
