@@ -35,6 +35,8 @@ def preloaded_index(identities: int) -> Path:
         )
         index.mark("elsewhere/0", first, counted)
     index.wait_until_filtered()
+    # A merge that is broken off here would be done by every worker that is measured.
+    index.wait_until_merged()
     index.close()
     building.rename(folder)
     return folder

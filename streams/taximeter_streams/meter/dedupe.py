@@ -8,6 +8,7 @@ and disk stay bounded.
 import contextlib
 import os
 import struct
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -38,6 +39,9 @@ MEMTABLE_BYTES = 64 << 20
 CACHE_BYTES = 128 << 20
 FILTER_BITS = 10
 """Of each identity: one in a hundred new ones is looked for on disk in vain."""
+
+_MERGES_DUE = ("compaction-pending", "num-running-compactions")
+_MERGES_POLL_SECONDS = 0.05
 
 _ENTRY = struct.Struct(">16s8sq")
 
@@ -212,6 +216,12 @@ class RocksIndex:
         """Wait until the filter before it, if it has one, answers."""
         if self._front:
             self._front.wait_until_filled()
+
+    def wait_until_merged(self) -> None:
+        """Write what is in memory to disk, and wait until RocksDB has nothing to merge: closing breaks a merge off."""
+        self._db.flush()
+        while any(self._db.property_int_value(f"rocksdb.{due}") for due in _MERGES_DUE):
+            time.sleep(_MERGES_POLL_SECONDS)
 
     def entries_estimated(self) -> int:
         """About how many identities it holds, as RocksDB estimates."""
