@@ -5,7 +5,7 @@ in one transaction, and what is drafted from the same inputs already is not comp
 it stopped. A tenant for whom something does not agree is parked with the reason; the others go on.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -21,6 +21,7 @@ from taximeter_billing.domain.invoice import Invoice
 from taximeter_billing.errors import NotFoundError, PeriodOpenError
 from taximeter_billing.lifecycle import finalize_period, find_invoice, last_revision, list_invoices, list_parked
 from taximeter_billing.seeing import Seen, look
+from taximeter_billing.settled_before import Clash, SettledBefore
 from taximeter_billing.true_ups import Late, find_late
 from taximeter_billing.uninvoiced import months_without_invoice
 from taximeter_billing.warehouse import Obstacle, TenantSpan, UsageReader
@@ -67,6 +68,8 @@ class _Batch:
     """The last revision of each tenant's invoice for the period."""
     held: dict[str, str]
     """Tenants that are parked whatever the month, and why."""
+    clashes: dict[str, list[Clash]]
+    """By tenant, invoices of others with which it shares something and that were settled otherwise than it would be now."""
     computed: Computed = field(default_factory=Computed)
     hashes: dict[str, str] = field(default_factory=dict)
 
@@ -99,13 +102,14 @@ def close_period(
         month = billing_month(label, "UTC")
         used = reader.tenants_with_usage(month.start, month.end)
         closed.undeclared.extend(name for name in used if name not in state.tenants)
+    before = SettledBefore(book, label, state)
     done = 0
     for groups in in_batches(state.groups()):
         wanted = [tenant for group in groups for tenant in group.tenants if only in (None, tenant.id)]
         if wanted:
             for earlier, names in months_without_invoice(book, reader, label, wanted, state.cards).items():
                 closed.uninvoiced.setdefault(earlier, []).extend(names)
-            batch = _look(book, reader, state, groups, wanted, label, now)
+            batch = _look(book, reader, state, groups, wanted, label, now, before)
             _compute(reader, state, batch)
             with writing(book) as session:
                 for tenant in wanted:
@@ -133,6 +137,7 @@ def _look(
     wanted: list[Tenant],
     label: str,
     now: datetime,
+    before: SettledBefore,
 ) -> _Batch:
     """Everything that the batch's invoices depend on. Grants that have begun are booked on the way."""
     names = [tenant.id for tenant in wanted]
@@ -151,7 +156,12 @@ def _look(
             row.tenant: row.reason
             for row in session.scalars(select(ParkedRow).where(ParkedRow.period == parking.EVERY_PERIOD))
         }
-    return _Batch(groups, wanted, seen, reader.obstacles(spans), Extra(grants, dict(late.charges)), late, rows, held)
+    still_open = {name for name in names if name not in rows or rows[name].status != "final"}
+    clashes: dict[str, list[Clash]] = {}
+    for clash in before.clashes(reader, groups, seen, still_open):
+        clashes.setdefault(clash.tenant, []).append(clash)
+    extra = Extra(grants, dict(late.charges))
+    return _Batch(groups, wanted, seen, reader.obstacles(spans), extra, late, rows, held, clashes)
 
 
 def _compute(reader: UsageReader, state: State, batch: _Batch) -> None:
@@ -190,14 +200,16 @@ def _obstacle(tenant: str, batch: _Batch) -> str | None:
         return f"the hourly rollup differs from the raw rows in {found.rollup_off} hours; run `taximeter reconcile`"
     if found is not None and found.unrated:
         return f"{found.unrated} events have no price yet; publish one and rate them"
-    return batch.computed.blocked.get(tenant)
+    final = (clash.reason for clash in batch.clashes.get(tenant, ()) if clash.invoice.number is not None)
+    return next(final, None) or batch.computed.blocked.get(tenant)
 
 
 def _keep(session: Session, tenant: Tenant, batch: _Batch, closed: Closed, through: int, now: datetime) -> None:
     """Write what was found about a tenant, and count it."""
     label = batch.seen.label
     row = last_revision(session, tenant.id, label)
-    if _state(row) != _state(batch.rows.get(tenant.id)):
+    drafts = _drafts_of_others(session, batch.clashes.get(tenant.id, ()))
+    if _state(row) != _state(batch.rows.get(tenant.id)) or any(other.status == "final" for other, _clash in drafts):
         closed.overtaken.append(tenant.id)  # what was computed is from before that
         return
     if (reason := _obstacle(tenant.id, batch)) is not None:
@@ -207,7 +219,12 @@ def _keep(session: Session, tenant: Tenant, batch: _Batch, closed: Closed, throu
         return
     if (parked := session.get(ParkedRow, (tenant.id, label))) is not None:
         session.delete(parked)
+        closed.parked.pop(tenant.id, None)
     _keep_refunds(session, tenant, batch, closed, now)
+    for other, clash in drafts:
+        if other.status == "draft" and session.get(ParkedRow, (other.tenant, label)) is None:
+            closed.parked[other.tenant] = clash.reason_of_draft
+            _park(session, other.tenant, label, clash.reason_of_draft, now)
     invoice = batch.computed.invoices.get(tenant.id)
     if row is not None and row.status == "final":
         closed.final.append(tenant.id)
@@ -216,14 +233,21 @@ def _keep(session: Session, tenant: Tenant, batch: _Batch, closed: Closed, throu
         same = row is not None and row.status == "draft" and row.document_sha256 == invoice.sha256
         (closed.unchanged if same else closed.drafted).append(tenant.id)
         written = _write(session, row, invoice, now)
-        written.inputs_sha256 = batch.hashes[tenant.id]
-        written.declared_through = through if written.drafted_at == now else written.declared_through
+        written.inputs_sha256, written.declared_through = batch.hashes[tenant.id], through
     elif row is not None and row.status == "draft" and row.inputs_sha256 == batch.hashes[tenant.id]:
         closed.unchanged.append(tenant.id)
+        row.declared_through = through
     else:
         if row is not None and row.status == "draft":
             session.delete(row)  # what it was made from is gone
         closed.without_usage.append(tenant.id)
+
+
+def _drafts_of_others(session: Session, clashes: Iterable[Clash]) -> list[tuple[InvoiceRow, Clash]]:
+    """What was a draft of another tenant when it was looked at and has not been drafted anew since."""
+    found = [(session.get(InvoiceRow, one.invoice.id), one) for one in clashes if one.invoice.number is None]
+    made = [(row, one) for row, one in found if row is not None]
+    return [(row, one) for row, one in made if row.declared_through == one.invoice.declared_through]
 
 
 def _state(row: InvoiceRow | None) -> tuple[int, str, str] | None:

@@ -86,7 +86,9 @@ def inputs_sha256(state: State, group: Group, tenant: Tenant, seen: Seen, extra:
         "late": [repr(line) for line in extra.late.get(tenant.id, ())],
         "until": str(seen.until(group)),
         "stored": seen.storage_set(group),
-        "kept_by": [repr(_kept_by(state, group, one)) for one in seen.companies(group)] if seen.stores(group) else [],
+        "kept_by": [repr(keeping_policy(state, group, one)) for one in seen.companies(group)]
+        if seen.stores(group)
+        else [],
     }
     return sha256(canonical_json(said).encode()).hexdigest()
 
@@ -242,7 +244,7 @@ def _storage(
     whichever group it is asked; the lines of its other tenants stand on their own invoices."""
     lines: dict[str, list[Adjustment]] = {}
     for company in seen.companies(group):
-        policy = _kept_by(state, group, company)
+        policy = keeping_policy(state, group, company)
         stored = store(company, policy)
         if stored.events != sum(seen.stored[tenant].events for tenant in company):
             return None
@@ -250,7 +252,8 @@ def _storage(
     return lines
 
 
-def _kept_by(state: State, group: Group, company: Iterable[str]) -> CachePolicy:
+def keeping_policy(state: State, group: Group, company: Iterable[str]) -> CachePolicy:
+    """The group's policy as it holds for what a company of tenants kept in cache."""
     tenants = (state.tenants[name] for name in company if name in state.tenants)
     return kept_by(
         group.policy, (state.policies[one.cache_policy] for one in tenants if one.cache_policy in state.policies)

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select
@@ -18,6 +19,8 @@ from taximeter_schemas.tenants import Tenant
 
 BATCH_TENANTS = 100
 """Tenants that are looked at together, and kept in one transaction."""
+
+_SETTLING = (ControlKind.TENANT, ControlKind.CACHE_POLICY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,20 @@ def in_batches(groups: Iterable[Group]) -> Iterator[list[Group]]:
 def state_of(session: Session, invoice: InvoiceRow) -> State:
     """What was declared when an invoice was computed."""
     if invoice.declared_through:
-        return _state(session, current(session, through=invoice.declared_through), invoice.declared_through)
+        return state_at(session, invoice.declared_through)
     return _state(session, current(session, as_of=invoice.drafted_at), 0)
+
+
+def state_at(session: Session, entry: int) -> State:
+    """What was declared up to one entry of the book."""
+    return _state(session, current(session, through=entry), entry)
+
+
+def settling_entry(session: Session, through: int, as_of: datetime | None = None) -> int:
+    """The last entry, up to one or to a time, that says who settles with whom and how: a tenant or a cache policy."""
+    statement = select(func.max(DeclaredRow.id)).where(DeclaredRow.kind.in_(_SETTLING))
+    until = DeclaredRow.id <= through if as_of is None else DeclaredRow.recorded_at <= as_of
+    return session.scalar(statement.where(until)) or 0
 
 
 def read_state(session: Session) -> State:
