@@ -1,6 +1,5 @@
 """What may be agreed with a tenant, what is refused and in which words, and how a contract stands over its plan."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from taximeter_billing.declarations.plan import make_plan
 from taximeter_billing.domain.contracts import Contract, Meter, Plan, agreement
 from taximeter_billing.errors import DeclarationError, FrozenError
 from taximeter_schemas.control import ControlKind
+from tests.declared_things import bodies, changed
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "contracts.yaml"
 
@@ -37,24 +37,6 @@ def small() -> dict[str, Any]:
     }
 
 
-def changed(path: str, value: object) -> dict[str, Any]:
-    """The small declarations with one value changed; an index behind the end appends."""
-    content = copy.deepcopy(small())
-    *places, last = [int(part) if part.isdigit() else part for part in path.split(".")]
-    target: Any = content
-    for place in places:
-        target = target[place]
-    if isinstance(target, list) and last == len(target):
-        target.append(value)
-    else:
-        target[last] = value
-    return content
-
-
-def bodies(content: dict[str, Any]) -> dict[tuple[ControlKind, str], dict[str, Any]]:
-    return {(thing.kind, thing.key): thing.body for thing in read_mapping(content)}
-
-
 def test_amounts_and_quantities_become_whole_units() -> None:
     plan = Plan.model_validate(bodies(small())[ControlKind.PLAN, "pro"])
     assert [tier.price_pico for tier in plan.tariffs[0].tiers] == [3_000_000, 2_000_000]
@@ -72,7 +54,7 @@ def test_the_example_is_valid() -> None:
 
 
 def test_a_contract_stands_over_its_plan() -> None:
-    content = changed("contracts.0.discounts", [{"id": "d", "amount": "1"}, {"id": "e", "amount": "2"}])
+    content = changed(small(), "contracts.0.discounts", [{"id": "d", "amount": "1"}, {"id": "e", "amount": "2"}])
     things = bodies(content)
     plans = {"pro": Plan.model_validate(things[ControlKind.PLAN, "pro"])}
     contract = Contract.model_validate(things[ControlKind.CONTRACT, "c"])
@@ -115,14 +97,14 @@ REFUSED = [
 @pytest.mark.parametrize(("path", "value", "words"), REFUSED, ids=[f"{path}={value}" for path, value, _ in REFUSED])
 def test_what_is_refused_says_where(path: str, value: object, words: str) -> None:
     with pytest.raises(DeclarationError) as refused:
-        read_mapping(changed(path, value))
+        read_mapping(changed(small(), path, value))
     assert words in str(refused.value)
 
 
 def test_a_grant_does_not_change_and_is_not_pruned() -> None:
     current = bodies(small())
     with pytest.raises(FrozenError, match="credit g is granted and cannot change"):
-        make_plan(current, read_mapping(changed("credits.0.amount", "6")))
+        make_plan(current, read_mapping(changed(small(), "credits.0.amount", "6")))
     without = small()
     del without["credits"], without["contracts"]
     assert {change.key for change in make_plan(current, read_mapping(without), prune=True).changes} == {"c"}

@@ -1,6 +1,5 @@
 """What an operator may declare, what is refused and in which words, and what a plan makes of it."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from taximeter_billing.declarations import read_file, read_mapping
 from taximeter_billing.declarations.plan import Current, make_plan
 from taximeter_billing.errors import DeclarationError, FrozenError
 from taximeter_schemas.control import ControlKind
+from tests.declared_things import bodies, changed
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "taximeter.yaml"
 
@@ -24,24 +24,6 @@ def small() -> dict[str, Any]:
         "tenants": [{"id": "acme"}],
         "budgets": [{"id": "month", "tenant": "acme", "limit": "12.50"}],
     }
-
-
-def changed(path: str, value: object) -> dict[str, Any]:
-    """The small declarations with one value changed ("tenants.0.currency"); an index behind the end appends."""
-    content = copy.deepcopy(small())
-    *places, last = [int(part) if part.isdigit() else part for part in path.split(".")]
-    target: Any = content
-    for place in places:
-        target = target[place]
-    if isinstance(target, list) and last == len(target):
-        target.append(value)
-    else:
-        target[last] = value
-    return content
-
-
-def bodies(content: dict[str, Any]) -> dict[tuple[ControlKind, str], dict[str, Any]]:
-    return {(thing.kind, thing.key): thing.body for thing in read_mapping(content)}
 
 
 def test_amounts_become_whole_pico_units() -> None:
@@ -101,12 +83,12 @@ REFUSED = [
 @pytest.mark.parametrize(("path", "value", "words"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
 def test_what_is_refused_says_where(path: str, value: object, words: str) -> None:
     with pytest.raises(DeclarationError) as refusal:
-        read_mapping(changed(path, value))
+        read_mapping(changed(small(), path, value))
     assert words in str(refusal.value)
 
 
 def test_members_of_a_pool_settle_by_one_policy() -> None:
-    content = changed("tenants.1", {"id": "b", "cache_policy": "shared"})
+    content = changed(small(), "tenants.1", {"id": "b", "cache_policy": "shared"})
     content["cache_policies"] = [{"id": "shared", "kind": "shapley_use"}]
     content["cache_pools"][0]["tenants"] = ["acme", "b"]
     with pytest.raises(DeclarationError, match="acme and b share the cache pool 'pool', so they need one cache_policy"):
@@ -144,7 +126,7 @@ def current(content: dict[str, Any]) -> Current:
 
 
 def test_a_plan_names_what_is_new_changed_and_as_it_was() -> None:
-    content = changed("budgets.0.limit", "13")
+    content = changed(small(), "budgets.0.limit", "13")
     content["tenants"].append({"id": "b"})
     plan = make_plan(current(small()), read_mapping(content))
     assert [(change.action, change.kind, change.key) for change in plan.changes] == [
@@ -160,7 +142,7 @@ def test_the_same_again_is_no_change() -> None:
 
 
 def test_only_pruning_deletes_and_never_a_rate_card() -> None:
-    held = current(changed("tenants.1", {"id": "b"}))
+    held = current(changed(small(), "tenants.1", {"id": "b"}))
     assert make_plan(held, read_mapping(small())).empty
     pruned = make_plan(held, read_mapping(small()), prune=True)
     assert [(change.action, change.key) for change in pruned.changes] == [("delete", "b")]
@@ -170,7 +152,7 @@ def test_only_pruning_deletes_and_never_a_rate_card() -> None:
 
 def test_a_published_rate_card_does_not_change() -> None:
     with pytest.raises(FrozenError, match="rate card default@1 is published and cannot change"):
-        make_plan(current(small()), read_mapping(changed("rate_cards.0.prices.0.output", "1.60")))
+        make_plan(current(small()), read_mapping(changed(small(), "rate_cards.0.prices.0.output", "1.60")))
 
 
 def test_a_published_cache_policy_changes_by_a_new_version_only() -> None:
