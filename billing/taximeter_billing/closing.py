@@ -38,8 +38,8 @@ class Closed:
     """What closing a period did: tenants by what became of their invoice. `late`: of the final ones, those whose usage has
     changed since, and how; the invoice stays as it is, and the next one carries the difference. `refunds`: credit notes that
     were drafted, by tenant, in pico-units. `overtaken`: whose invoice somebody else drafted, finalized or voided meanwhile.
-    `uninvoiced`: by earlier month, tenants that used something in it, or may have kept it in cache, and have no invoice for it;
-    closing that month makes one where something is due. `undeclared`: tenants with usage that were declared once and are not any
+    `uninvoiced`: by earlier month, tenants that used something in it, or owe something for what they kept in cache, and have no
+    invoice for it; closing that month makes one. `undeclared`: tenants with usage that were declared once and are not any
     more, so that nobody is invoiced for it."""
 
     drafted: list[str] = field(default_factory=list)
@@ -107,7 +107,7 @@ def close_period(
     for groups in in_batches(state.groups()):
         wanted = [tenant for group in groups for tenant in group.tenants if only in (None, tenant.id)]
         if wanted:
-            for earlier, names in months_without_invoice(book, reader, label, wanted, state.cards).items():
+            for earlier, names in months_without_invoice(book, reader, label, wanted, state).items():
                 closed.uninvoiced.setdefault(earlier, []).extend(names)
             batch = _look(book, reader, state, groups, wanted, label, now, before)
             _compute(reader, state, batch)

@@ -124,12 +124,11 @@ class UsageReader:
         return self._months("billing_used_months", tenants, {"zone": zone, "start": start, "end": end})
 
     def late_block_months(
-        self, tenants: Sequence[str], cards: Sequence[str], zone: str, start: datetime, end: datetime
+        self, tenants: Sequence[str], cards: Sequence[str], start: datetime, end: datetime
     ) -> dict[str, list[str]]:
-        """The months in which blocks of usage of [start, end), rated by these versions of cards, may have lain in cache, and
-        that were over before that usage was stored; by the calendar of a time zone."""
-        more = {"cards": cards, "zone": zone, "start": start, "end": end}
-        return self._months("billing_late_blocks", tenants, more)
+        """The months in UTC in which blocks of usage of [start, end), rated by these versions of cards, may have lain in cache,
+        and that were over before that usage was stored."""
+        return self._months("billing_late_blocks", tenants, {"cards": cards, "start": start, "end": end})
 
     def tenants_with_usage(self, start: datetime, end: datetime) -> list[str]:
         """Whoever used something in [start, end), declared or not."""

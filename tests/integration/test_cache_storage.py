@@ -163,6 +163,33 @@ def test_what_late_usage_kept_in_a_month_without_an_invoice_is_not_forgotten(
     assert close_period(book, reader, JANUARY, last).uninvoiced == {}
 
 
+def test_a_month_in_which_nothing_is_due_for_what_came_late_is_not_named(
+    book: Engine, warehouse: Client, reader: UsageReader
+) -> None:
+    declare(book)
+    use(warehouse, "acme", TURN - 10 * HOUR)
+    close_period(book, reader, NOVEMBER, CLOSED)
+    # It came when December was over, and its blocks were gone before December began.
+    use(warehouse, "acme", TURN - 5 * HOUR, inserted_at=LATER)
+    last = datetime(2027, 2, 5, tzinfo=UTC)
+    assert close_period(book, reader, JANUARY, last).uninvoiced == {}
+    assert close_period(book, reader, DECEMBER, last).drafted == []
+
+
+def test_what_was_kept_before_a_tenants_own_month_began_is_not_forgotten(
+    book: Engine, warehouse: Client, reader: UsageReader
+) -> None:
+    declare(book)
+    # December in Berlin, and still November in UTC, by which storage is settled.
+    use(warehouse, "berlin", TURN - HOUR / 2, pool="tenant:berlin", inserted_at=LATER)
+    last = datetime(2027, 2, 5, tzinfo=UTC)
+    assert close_period(book, reader, JANUARY, last).uninvoiced == {NOVEMBER: ["berlin"], DECEMBER: ["berlin"]}
+    for period in (NOVEMBER, DECEMBER):
+        assert close_period(book, reader, period, last).drafted == ["berlin"]
+    assert [hours(book, f"berlin/{period}") for period in (NOVEMBER, DECEMBER)] == [0.5, 1.5]
+    assert close_period(book, reader, JANUARY, last).uninvoiced == {}
+
+
 def test_a_storage_line_is_explained_and_exported(book: Engine, warehouse: Client, reader: UsageReader) -> None:
     declare(book)
     insert(warehouse, *shared_prefix())
