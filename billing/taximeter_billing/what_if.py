@@ -123,7 +123,9 @@ def _compare(
     )
     for tenant in sorted(wanted):
         if (reason := now.blocked.get(tenant) or then.blocked.get(tenant)) is not None:
-            found.blocked[tenant] = reason
+            # Who used nothing has no part in what stands in the way of its pool, and owes the same either way.
+            if seen.sets[tenant].events or (tenant in seen.stored and seen.stored[tenant].events):
+                found.blocked[tenant] = reason
         elif tenant in now.invoices or tenant in then.invoices:
             owed = [run.invoices[tenant].owed_pico if tenant in run.invoices else 0 for run in (now, then)]
             found.differences.append(Difference(tenant, group.currency, *owed))

@@ -329,7 +329,13 @@ def test_what_if(book: Engine, warehouse: Client, reader: UsageReader) -> None:
     lacking = read_rate_card(
         {"version": 2, "effective_from": "2026-12-01T00:00:00Z", "prices": [{**dearer, "model": "n"}]}
     )
-    assert set(what_if(book, reader, NOVEMBER, card=lacking).blocked) == {"acme", "globex"}
+    idle = content()
+    idle["tenants"].append({"id": "idle"})
+    idle["cache_pools"][0]["tenants"].append("idle")
+    declare(book, idle)
+    # The pool's savings cannot be shared without that price; who used nothing has no part in them.
+    refused = what_if(book, reader, NOVEMBER, card=lacking).blocked
+    assert refused == dict.fromkeys(("acme", "globex"), "default@2 has no price for m, which acme used (event a)")
     assert list_invoices(book) == []
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from taximeter_billing.domain.parcels import components
 from taximeter_billing.domain.quantities import quantities_of
-from taximeter_billing.domain.usage import Prices, UsageRow
+from taximeter_billing.domain.usage import Prices, UnknownPriceError, UsageRow
 from taximeter_schemas.rate_cards import RateCard
 
 
@@ -18,7 +18,12 @@ class Rerating:
     def __call__(self, row: UsageRow) -> UsageRow:
         """The event as that card would have rated it. Raises UnknownPriceError when the card has no price for it."""
         moved = replace(row, rate_card=self._card.name)
-        price = self._prices.price(moved)
+        try:
+            price = self._prices.price(moved)
+        except UnknownPriceError:
+            raise UnknownPriceError(
+                f"{self._card.name} has no price for {row.model}, which {row.tenant} used (event {row.event_id})"
+            ) from None
         parts = components("", price, quantities_of(moved, price))
         return replace(
             moved,
