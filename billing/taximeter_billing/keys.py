@@ -51,15 +51,17 @@ def list_keys(book: Engine) -> list[ApiKeyRow]:
 
 
 def revoke_key(book: Engine, key_id: str, actor: str, now: datetime, publish: Publish) -> None:
-    """Disable a key; gateways refuse it within seconds. Raises NotFoundError. Revoking it again changes nothing."""
+    """Disable a key; gateways refuse it within seconds. Raises NotFoundError.
+
+    Revoking it again changes nothing, and publishes what could not be published before.
+    """
     with writing(book) as session:
         row = session.get(ApiKeyRow, key_id)
         if row is None:
             raise NotFoundError(f"no key is called {key_id!r}")
-        if row.disabled:
-            return
-        row.disabled = True
-        body = ApiKey(id=row.id, tenant=row.tenant, key_sha256=row.key_sha256).model_dump(mode="json")
-        change = Change("change", ControlKind.API_KEY, row.key_sha256, body, {**body, "disabled": True})
-        record_change(session, change, actor, now)
+        if not row.disabled:
+            row.disabled = True
+            body = ApiKey(id=row.id, tenant=row.tenant, key_sha256=row.key_sha256).model_dump(mode="json")
+            change = Change("change", ControlKind.API_KEY, row.key_sha256, body, {**body, "disabled": True})
+            record_change(session, change, actor, now)
     send_outbox(book, publish)

@@ -19,6 +19,7 @@ from taximeter_billing.declarations.applying import Publish
 from taximeter_billing.errors import LogAwayError, NotFoundError
 from taximeter_billing.settings import BillingSettings
 from taximeter_producers.control import publish
+from taximeter_producers.errors import ControlError
 from taximeter_schemas.control import ControlRecord
 
 LOG_ANSWER_SECONDS_MAX = 5.0
@@ -61,13 +62,18 @@ def require_log(settings: BillingSettings) -> None:
     A person who waits is told so before anything is recorded: a key whose making is recorded and not published is lost with its
     secret.
     """
+    if (why := _log_away(settings)) is not None:
+        raise LogAwayError(f"{why}, so nothing was done")
+
+
+def _log_away(settings: BillingSettings) -> str | None:
+    """Why the log of these settings does not answer, or None."""
     servers = settings.kafka_bootstrap_servers
     try:
         AdminClient({"bootstrap.servers": servers, "log_level": 0}).list_topics(timeout=LOG_ANSWER_SECONDS_MAX)
     except KafkaException as error:
-        raise LogAwayError(
-            f"Kafka at {servers} does not answer (TAXIMETER_KAFKA_BOOTSTRAP_SERVERS), so nothing was done: {error.args[0].str()}"
-        ) from None
+        return f"Kafka at {servers} does not answer (TAXIMETER_KAFKA_BOOTSTRAP_SERVERS): {error.args[0].str()}"
+    return None
 
 
 def plan_of_file(settings: BillingSettings, path: Path, *, prune: bool = False) -> Plan:
@@ -103,6 +109,16 @@ def list_keys(settings: BillingSettings) -> list[ApiKeyRow]:
 
 
 def revoke_key(settings: BillingSettings, key_id: str, actor: str) -> None:
-    """Disable an API key. Raises NotFoundError or ControlError."""
+    """Disable an API key. Raises NotFoundError, and ControlError where it is recorded while the log is away: a key that leaked is
+    not forgotten, and the billing service publishes it."""
+    send = publisher(settings)
+
+    def ask_and_send(records: Iterable[ControlRecord]) -> int:
+        if (why := _log_away(settings)) is not None:
+            raise ControlError(
+                f"{why}; the billing service publishes it when it does, and so does the same command again"
+            )
+        return send(records)
+
     with opened(settings) as book:
-        keys.revoke_key(book, key_id, actor, datetime.now(UTC), publisher(settings))
+        keys.revoke_key(book, key_id, actor, datetime.now(UTC), ask_and_send)

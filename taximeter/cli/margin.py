@@ -16,6 +16,7 @@ from taximeter.cli.months import month
 from taximeter_billing.alerting import alert_negative_margins
 from taximeter_billing.domain.margin import By, Margin, summed
 from taximeter_billing.margins import margins_of_month
+from taximeter_billing.operations import require_log
 from taximeter_billing.settings import BillingSettings
 from taximeter_schemas.money import format_pico
 
@@ -39,6 +40,7 @@ def command(
         known_tenant(book, tenant)
         found = margins_of_month(book, reader, period, tenant)
         if alert and found.negative:
+            require_log(settings)
             alert_negative_margins(settings.kafka_bootstrap_servers, period, found.negative, datetime.now(UTC))
     sums = summed(found.margins, grouping)
     if as_json:

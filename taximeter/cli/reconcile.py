@@ -23,7 +23,7 @@ from taximeter.reconcile.moments import MomentError, moment_of
 from taximeter.reconcile.run import reconcile_all
 from taximeter.reconcile.scope import Pace, Progress, Scope
 from taximeter_billing.errors import BillingError
-from taximeter_billing.operations import opened
+from taximeter_billing.operations import opened, require_log
 from taximeter_billing.settings import BillingSettings
 from taximeter_producers.errors import ControlError
 from taximeter_producers.health import HealthServer
@@ -91,6 +91,8 @@ def command(
         if tenant is not None:
             with opened(settings) as book:
                 known_tenant(book, tenant)
+        else:
+            require_log(settings)
         if park:
             look_and_park(settings, scope(), pace, repair=repair, progress=progress)
         report = reconcile_all(settings, scope(), pace, repair=repair, progress=progress)

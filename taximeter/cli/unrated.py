@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Annotated
 
 import typer
@@ -15,6 +15,7 @@ from taximeter.cli.reconcile import errors_for_people, progress_line
 from taximeter.mending.sending import Sender
 from taximeter.mending.unrated import Group, LateOutcome, plan, rate_later
 from taximeter_billing.errors import NotFoundError
+from taximeter_billing.operations import require_log
 from taximeter_billing.settings import BillingSettings
 from taximeter_producers.control import ControlFollower
 from taximeter_schemas.control_snapshot import ControlSnapshot
@@ -143,13 +144,13 @@ def known(snapshot: ControlSnapshot, tenant: str | None) -> None:
 
 @contextmanager
 def opened() -> Iterator[tuple[BillingSettings, Client, ControlSnapshot]]:
-    """The warehouse, and what is declared now."""
+    """The warehouse, and what is declared now. Raises LogAwayError, ControlError."""
     settings = BillingSettings()
-    client = connect(settings.clickhouse_url)
-    control = ControlFollower(settings.kafka_bootstrap_servers)
-    try:
-        control.start()
-        yield settings, client, control.snapshot()
-    finally:
-        control.stop()
-        client.close()
+    with closing(connect(settings.clickhouse_url)) as client:
+        require_log(settings)
+        control = ControlFollower(settings.kafka_bootstrap_servers)
+        try:
+            control.start()
+            yield settings, client, control.snapshot()
+        finally:
+            control.stop()

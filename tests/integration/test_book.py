@@ -196,6 +196,16 @@ def test_a_revoked_key_is_disabled_and_stays_so(book: Engine, log: Log) -> None:
     assert log.snapshot().api_keys[sha256(key.secret.encode()).hexdigest()].disabled
 
 
+def test_revoking_again_publishes_what_could_not_be_published(book: Engine, log: Log) -> None:
+    apply(book, content(), log)
+    key = create_key(book, "acme", "tester", NOW, log.publish)
+    with pytest.raises(ControlError):
+        revoke_key(book, key.id, "tester", NOW, unreachable)
+    assert not log.snapshot().api_keys[sha256(key.secret.encode()).hexdigest()].disabled
+    revoke_key(book, key.id, "tester", NOW, log.publish)
+    assert log.snapshot().api_keys[sha256(key.secret.encode()).hexdigest()].disabled
+
+
 def test_keys_of_nobody(book: Engine, log: Log) -> None:
     with pytest.raises(NotFoundError, match="no tenant is called 'nobody'"):
         create_key(book, "nobody", "tester", NOW, log.publish)

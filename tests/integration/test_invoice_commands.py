@@ -78,6 +78,18 @@ def test_a_line_that_is_no_usage_is_explained_too(run: Run, book_url: str) -> No
     margin = run("margin", "--period", PERIOD, "--by", "model")
     assert margin.exit_code == 1 and "-0.1570 USD" in margin.output
     assert run("margin", "--period", PERIOD, "--by", "color").exit_code == 2
+    nowhere = {"TAXIMETER_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}"}
+    untold = run("margin", "--period", PERIOD, "--alert", env=nowhere)
+    assert untold.exit_code == 2 and "does not answer (TAXIMETER_KAFKA_BOOTSTRAP_SERVERS)" in untold.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("unrated", "list"), ("unrated", "rate"), ("rejected", "show", "0/1"), ("rejected", "replay", "--all")]
+)
+def test_without_kafka_nothing_is_sent_again(run: Run, words: tuple[str, ...]) -> None:
+    told = run(*words, env={"TAXIMETER_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}"})
+    assert told.exit_code == 2
+    assert "does not answer (TAXIMETER_KAFKA_BOOTSTRAP_SERVERS)" in told.stderr and "nothing was done" in told.stderr
 
 
 def test_what_if(run: Run, tmp_path: Path) -> None:

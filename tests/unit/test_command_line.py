@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from typer.testing import CliRunner, Result
 from taximeter.cli.main import app
 from taximeter.cli.told_errors import told
 from taximeter.embedded.stack import PORTS
-from taximeter_billing.book import AuditRow, open_book
+from taximeter_billing.book import AuditRow, OutboxRow, open_book
+from taximeter_billing.declarations import apply_declarations, read_file
+from taximeter_billing.keys import create_key, list_keys
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "taximeter.yaml"
 
@@ -113,6 +116,7 @@ def test_a_part_that_does_not_answer_is_named(words: tuple[str, ...], setting: s
     "words",
     [
         ("budget", "list"),
+        ("reconcile",),
         ("apply", "--yes", str(EXAMPLE)),
         ("keys", "create", "acme"),
         ("topup", "acme", "5.00", "--id", "order-1"),
@@ -126,6 +130,22 @@ def test_without_kafka_nothing_is_done_and_its_address_is_named(
     opened = open_book(book)
     with opened.connect() as connection:
         assert connection.scalar(select(func.count()).select_from(AuditRow)) == 0
+    opened.dispose()
+
+
+def test_a_key_is_revoked_without_kafka_and_it_is_told_what_is_still_to_come(nowhere: str, book: str) -> None:
+    now = datetime(2026, 12, 1, tzinfo=UTC)
+    opened = open_book(book)
+    apply_declarations(opened, read_file(EXAMPLE), "tester", now, lambda records: len(list(records)))
+    key = create_key(opened, "acme", "tester", now, lambda records: len(list(records)))
+    result = run("keys", "revoke", key.id, TAXIMETER_DATABASE_URL=book, TAXIMETER_KAFKA_BOOTSTRAP_SERVERS=nowhere)
+    told = result.stderr.strip()
+    assert result.exit_code == 1
+    assert told.startswith(f"recorded, not yet published: Kafka at {nowhere} does not answer")
+    assert told.endswith("; the billing service publishes it when it does, and so does the same command again")
+    assert [row.disabled for row in list_keys(opened)] == [True]
+    with opened.connect() as connection:
+        assert connection.scalar(select(func.count()).select_from(OutboxRow)) == 1
     opened.dispose()
 
 
