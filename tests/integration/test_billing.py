@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from hashlib import md5
 from typing import Any
 
@@ -16,6 +16,7 @@ from taximeter_billing.declarations import apply_declarations, read_mapping
 from taximeter_billing.errors import NotFoundError, PeriodOpenError
 from taximeter_billing.warehouse import UsageReader
 from taximeter_schemas.control import ControlRecord
+from taximeter_sql import query
 
 NOW = datetime(2026, 12, 5, tzinfo=UTC)
 PERIOD = "2026-11"
@@ -183,6 +184,25 @@ def test_the_cost_of_filling_is_shared_by_use(book: Engine, warehouse: Client) -
         "acme": half,
         "globex": 57_600_000_000 - half,
     }
+
+
+@pytest.mark.parametrize("policy", [None, "shapley_use"])
+def test_what_the_finance_queries_say_of_savings_is_on_the_invoices(
+    book: Engine, warehouse: Client, policy: str | None
+) -> None:
+    apply_declarations(book, read_mapping(content(policy)), "tester", NOW, publish)
+    insert(warehouse, *shared_prefix(), {"tenant": "berlin", "event_id": "x", "output": 9, "pool": "tenant:berlin"})
+    close_period(book, UsageReader(warehouse), PERIOD, NOW)
+    finalize_period(book, PERIOD, "INV", NOW)
+    month = {"start": date(2026, 11, 1), "end": date(2026, 12, 1)}
+    saved = warehouse.query(query("cache_hit_rate_and_savings"), parameters=month).named_results()
+    by_tenant = {row["tenant"]: row["saving_pico"] for row in saved}
+    spent = warehouse.query(query("spend_by_tenant_and_month"), parameters={"time_zone": "UTC"}).named_results()
+    invoices = list_invoices(book, PERIOD)
+    assert {row["tenant"]: row["list_pico"] for row in spent} == {one.tenant: one.list_pico for one in invoices}
+    # Who hit saved it; whom it is given to is the policy's business, and the whole of it is the same.
+    assert by_tenant == {"acme": 0, "globex": 57_600_000_000, "berlin": 0}
+    assert sum(one.savings_pico for one in invoices) == sum(by_tenant.values())
 
 
 def test_a_month_is_the_tenants_own(book: Engine, warehouse: Client) -> None:

@@ -1,4 +1,5 @@
--- How many input tokens came from a cache, and what did that save? Parameters: start, end (days, UTC; the end is not included).
+-- How many input tokens came from a cache, and what did that save whoever hit, before a policy shares it out? Parameters: start, end
+-- (days, UTC; the end is not included).
 SELECT
     tenant,
     model,
