@@ -1,12 +1,11 @@
 """Tables of a comparison: as markdown on standard output, and in the page that keeps them, between two marks."""
 
-import os
-import platform
 import re
 import statistics
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
+
+from tests.benchmarks.report import machine
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks-gateway.md"
 
@@ -33,18 +32,10 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
-def machine() -> str:
-    """What it ran on."""
-    model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    return f"{os.cpu_count()} cores ({model[1] if model else platform.machine()}), Python {platform.python_version()}"
-
-
 def keep(part: str, text: str) -> None:
     """Print it, and put it into the page in place of what stood between the part's marks."""
     print(text)
     begin, end = f"<!-- {part} begins -->", f"<!-- {part} ends -->"
     page = PAGE.read_text()
-    load = f"load {os.getloadavg()[2]:.0f} over the last quarter of an hour"
-    stamp = f"Measured {datetime.now(UTC):%Y-%m-%d} on {machine()}; {load}."
-    kept = f"{begin}\n{stamp}\n\n{text}\n{end}"
+    kept = f"{begin}\nMeasured on {machine()}.\n\n{text}\n{end}"
     PAGE.write_text(re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: kept, page, flags=re.DOTALL))
