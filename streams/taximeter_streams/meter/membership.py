@@ -77,12 +77,15 @@ class Membership:
     def rejoin(self) -> None:
         """Forget every partition, and ask the group for them again: assignment recovers each from the warehouse."""
         _log.warning("asking for all partitions anew, %.1f s after the last poll", self._pulse.silent_seconds)
+        self._pulse.assigned = False
         self.positions.clear()
         self._in_hand.clear()
         # Where the batch itself took that long, the next one must not; it grows back little by little.
         self._in_hand.shrink()
         self._consumer.unsubscribe()
         self.join()
+        # This silence is dealt with: it must not be met a second time.
+        self._pulse.heard_at = time.monotonic()
 
     def heard(self) -> None:
         """Note that Kafka was heard now. After a silence longer than the session allows, nothing in hand is ours."""

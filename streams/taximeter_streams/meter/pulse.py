@@ -18,7 +18,7 @@ class Pulse:
         self.heard_at = time.monotonic()
         """When Kafka was last heard (monotonic seconds)."""
         self.assigned = False
-        """Whether partitions were ever assigned to this worker."""
+        """Whether the group has dealt since this worker asked for partitions: some to it, or none where others have all."""
         self.lost: frozenset[int] = frozenset()
         """What was taken away because the group was not heard, until partitions are assigned anew."""
         self.trouble: str | None = None
@@ -68,6 +68,8 @@ class Pulse:
         if self.lost:
             state["lost"] = sorted(self.lost)
             trouble = trouble or "Kafka was not heard for a session: partitions are lost until it assigns some again"
+        elif not self.assigned:
+            trouble = trouble or "waiting for Kafka to assign partitions"
         if trouble:
             state["trouble"] = trouble
-        return self.assigned and not stuck and trouble is None, state
+        return not stuck and trouble is None, state
