@@ -94,7 +94,8 @@ class Service:
                 return page
         except urllib.error.HTTPError as error:
             with error:
-                return {"status": error.code}
+                told: dict[str, object] = json.load(error)
+                return told
         except OSError:
             return {}
 
@@ -322,6 +323,16 @@ def test_a_keeper_that_is_told_to_end_ends_though_its_broker_is_gone(tmp_path: P
     await_true(lambda: not budgets.child.running, lambda: budgets.child.log_tail(20))
     assert "told to end" in budgets.child.log_tail(40)
     assert budgets.child.exit_status == 1
+
+
+@pytest.mark.parametrize("name", ["budgets", "alerts"])
+def test_a_service_that_starts_before_kafka_says_so_and_waits(name: str, tmp_path: Path, services: Services) -> None:
+    port = free_port()
+    service = services.start(name, Log(f"127.0.0.1:{port}", "acme"))
+    await_true(lambda: service.get("/readyz").get("step") == "waiting for Kafka", lambda: service.child.log_tail(20))
+    assert service.get("/healthz")["status"] == "alive"
+    with EmbeddedBroker(tmp_path, port):
+        service.await_ready()
 
 
 def test_leases_are_granted_from_what_is_left(log: Log, start: Callable[[str], Service]) -> None:

@@ -8,6 +8,7 @@ import sys
 from taximeter_inference.gateway.app import Gateway
 from taximeter_inference.gateway.http_server import HttpServer
 from taximeter_inference.gateway.settings import GatewaySettings
+from taximeter_producers.errors import TopicsError
 from taximeter_producers.logs import configure_logging
 from taximeter_producers.topics import ensure_topics
 
@@ -24,7 +25,11 @@ def main() -> None:
     """Build the gateway from the environment and run it."""
     configure_logging("gateway")
     settings = GatewaySettings()
-    ensure_topics(settings.kafka_bootstrap_servers, settings.kafka_partitions, settings.kafka_replication)
+    try:
+        ensure_topics(settings.kafka_bootstrap_servers, settings.kafka_partitions, settings.kafka_replication)
+    except TopicsError as error:
+        _log.critical("the gateway cannot start: %s", error)
+        sys.exit(1)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         status = runner.run(_run(settings))
     sys.exit(status)

@@ -6,21 +6,23 @@ import signal
 from aiohttp import web
 
 from taximeter_producers.control import ControlFollower
+from taximeter_producers.health import HealthServer
 from taximeter_producers.logs import configure_logging
-from taximeter_producers.topics import ensure_topics
 from taximeter_streams.alerts.delivery_log import DeliveryLog
 from taximeter_streams.alerts.service import AlertsService
 from taximeter_streams.alerts.settings import AlertsSettings
 from taximeter_streams.alerts.web import AlertsApi
+from taximeter_streams.starting import Starting
 
 
 def main() -> None:
     """Build the service from the environment and run it."""
     configure_logging("alerts")
     settings = AlertsSettings()
-    ensure_topics(settings.kafka_bootstrap_servers, settings.kafka_partitions, settings.kafka_replication)
-    control = ControlFollower(settings.kafka_bootstrap_servers)
-    control.start()
+    starting = Starting()
+    with HealthServer(settings.host, settings.alerts_port, starting.ready, alive=starting.alive):
+        starting.topics(settings)
+        control = starting.control(settings.kafka_bootstrap_servers)
     try:
         asyncio.run(_run(settings, control))
     finally:

@@ -5,15 +5,14 @@ import logging
 
 import faust
 
-from taximeter_producers.control import ControlFollower
 from taximeter_producers.health import HealthServer
 from taximeter_producers.logs import configure_logging
-from taximeter_producers.topics import ensure_topics
 from taximeter_streams.budgets.deciding import Decider
 from taximeter_streams.budgets.ending import end_in_time
 from taximeter_streams.budgets.log_life import begin_life
 from taximeter_streams.budgets.settings import BudgetsSettings
 from taximeter_streams.budgets.worker import BudgetsWorker
+from taximeter_streams.starting import Starting
 
 
 class _Process(faust.Worker):
@@ -27,17 +26,18 @@ def main() -> None:
     configure_logging("budgets")
     _quieten()
     settings = BudgetsSettings()
-    ensure_topics(settings.kafka_bootstrap_servers, settings.kafka_partitions, settings.kafka_replication)
-    if settings.budgets_store == "rocksdb":
-        begin_life(settings.folder, settings.log_id)
-    control = ControlFollower(settings.kafka_bootstrap_servers)
-    control.start()
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    worker = BudgetsWorker(settings, Decider(control.snapshot, settings.lease_terms))
-    process = _Process(worker.app, loop=loop, quiet=True, override_logging=False, redirect_stdouts=False)
-    process.spinner = None
-    with HealthServer(settings.host, settings.budgets_port, worker.ready):
+    starting = Starting()
+    with HealthServer(settings.host, settings.budgets_port, starting.ready, alive=starting.alive):
+        starting.topics(settings)
+        if settings.budgets_store == "rocksdb":
+            begin_life(settings.folder, settings.log_id)
+        control = starting.control(settings.kafka_bootstrap_servers)
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        worker = BudgetsWorker(settings, Decider(control.snapshot, settings.lease_terms))
+        process = _Process(worker.app, loop=loop, quiet=True, override_logging=False, redirect_stdouts=False)
+        process.spinner = None
+        starting.hand_over(lambda: (True, {}), worker.ready)
         try:
             process.execute_from_commandline()
         finally:

@@ -18,8 +18,8 @@ from taximeter_streams.meter.kernel import Kernel, KernelError, load_kernel
 from taximeter_streams.meter.publishing import Publisher
 from taximeter_streams.meter.service import Meter
 from taximeter_streams.meter.settings import MeterSettings
-from taximeter_streams.meter.starting import Starting
 from taximeter_streams.meter.warehouse import Warehouse
+from taximeter_streams.starting import Starting
 
 _log = logging.getLogger(__name__)
 

@@ -48,7 +48,7 @@ class Starting:
         return self._until("waiting for ClickHouse", lambda: _migrated(url))
 
     def topics(self, settings: LogSettings) -> None:
-        """Create the topics. Raises TopicsError when they have another shape than the settings say: that never mends itself."""
+        """Create the topics. Raises TopicsError when they have another shape than the settings say."""
         servers, partitions, replication = (
             settings.kafka_bootstrap_servers,
             settings.kafka_partitions,
