@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from taximeter_inference.forwarding import SIGNATURE_HEADER, TAGS_HEADER, verify
+from taximeter_inference.forwarding import SIGNATURE_HEADER, TAGS_HEADER, signing_key, verify
 from taximeter_producers.control import publish
 from taximeter_schemas.budgets import Budget
 from taximeter_schemas.control import ControlKind
@@ -307,8 +307,8 @@ def test_a_worker_that_meters_gets_signed_tags_and_the_gateway_emits_nothing(
     tags = verify(
         stubborn.headers[TAGS_HEADER].encode(),
         stubborn.headers[SIGNATURE_HEADER].encode(),
-        [SECRET.encode()],
-        int(time.time()),
+        [signing_key(SECRET.encode())],
+        time.time(),
     )
     assert (tags.tenant, tags.feature, tags.pool) == (tenant, "chat", f"tenant:{tenant}")
     assert tags.request_id == answer.headers["x-taximeter-request-id"]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import IntEnum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,6 +56,16 @@ class Stats:
     first_token_ts: float = 11.0
     last_token_ts: float = 14.0
     first_token_latency: float = 1.5
+
+
+class Reason(IntEnum):
+    """Why a sequence ended, as the engine says it."""
+
+    LENGTH = 1
+    ABORT = 2
+
+    def __str__(self) -> str:
+        return self.name.lower()
 
 
 @dataclass
@@ -221,11 +232,13 @@ def test_answers_to_one_prompt_bill_it_once() -> None:
     [
         (True, 0, "abort", 0),  # gone before the first token
         (False, 0, "error", 0),  # failed in the engine, which counted no prompt
+        (False, 0, Reason.ABORT, 0),  # told by the engine itself
+        (False, 3, Reason.LENGTH, 100),
         (False, 3, "abort", 100),  # gone in mid-stream
         (False, 0, "stop", 100),  # an embedding
     ],
 )
-def test_a_prompt_counts_with_the_first_token(prefilling: bool, output: int, reason: str, counted: int) -> None:
+def test_a_prompt_counts_with_the_first_token(prefilling: bool, output: int, reason: Any, counted: int) -> None:
     """As the engine's own counters have it."""
     bench, exchange = Bench(), Exchange(tags(), "/v1/completions", 0.0)
     bench.add(exchange, "a")
@@ -235,7 +248,10 @@ def test_a_prompt_counts_with_the_first_token(prefilling: bool, output: int, rea
     state.stats.num_generation_tokens = output
     bench.processor.finish("a", reason)
     bench.hooks.end(exchange)
-    assert event_of(bench.left[0]).data.tokens.uncached_input == counted
+    event = event_of(bench.left[0])
+    assert event.data.tokens.uncached_input == counted
+    outcomes = {"abort": Outcome.ABORTED, "error": Outcome.ERROR, "length": Outcome.LENGTH, "stop": Outcome.COMPLETED}
+    assert event.data.outcome is outcomes[str(reason)]
 
 
 @pytest.mark.parametrize("tier", ["gpu", "cpu", "disk"])
@@ -418,6 +434,7 @@ def test_the_worker_chooses_salt_priority_and_transfer() -> None:
     granted = Request(priority=-9, sampling_params=SimpleNamespace(extra_args=dict(extra)))
     privileges = {"acme": ("priority", "kv_transfer_params")}
     Guard(KEYS, meter_untagged=False, adapters={}, privileges=privileges).prepare(granted, Exchange(tags(), "", 0.0))
+    assert granted.cache_salt == KEYS.salt("duo")
     assert granted.priority == -9
     assert "kv_transfer_params" in granted.sampling_params.extra_args
 

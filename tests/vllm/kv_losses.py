@@ -9,6 +9,7 @@ import time
 from tempfile import mkdtemp
 
 from vllm.distributed.kv_events import MEDIUM_GPU, BlockStored, KVEventBatch, ZmqEventPublisher
+from vllm.v1.metrics.stats import RequestStateStats
 
 from taximeter_inference.forwarding import Forwarded
 from taximeter_inference.gateway.salt import PoolKeys
@@ -32,7 +33,7 @@ def stored(session: str, number: int) -> KVEventBatch:
 def part_of(session: str) -> Part:
     """The request that they were stored for."""
     tags = Forwarded("acme", "chat", session, session, "duo")
-    closed = ClosedSequence(session, session, 0, None, "stop", BLOCKS * BLOCK_SIZE, 0, 1, 0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    closed = ClosedSequence(session, session, 0, None, "stop", BLOCKS * BLOCK_SIZE, 0, 1, RequestStateStats())
     return Part(tags, "/v1/completions", False, 0, 0, [closed], 0.0)
 
 

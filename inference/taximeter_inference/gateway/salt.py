@@ -6,6 +6,7 @@ only split its pool further: it goes into the HMAC beside the pool, so no client
 
 import hmac
 from base64 import urlsafe_b64encode
+from collections.abc import Callable
 from functools import lru_cache
 
 STRIPPED_FIELDS = ("cache_salt", "priority", "kv_transfer_params")
@@ -20,6 +21,8 @@ class PoolKeys:
         self._secret = secret
         self._key_id = key_id
         self._of_pool = lru_cache(maxsize=10_000)(self._derive)
+        self.pool_salt: Callable[[str], str] = lru_cache(maxsize=10_000)(self.salt)
+        """The cache salt of a pool, without a call of Python once it is known."""
 
     def salt(self, pool: str, client_salt: str | None = None) -> str:
         """The cache salt of a pool (43 characters, base64url), or of the part of it that a client asked for."""

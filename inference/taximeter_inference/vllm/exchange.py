@@ -1,8 +1,8 @@
 """One request on its way through the worker: its tags, and the sequences that it has in the engine.
 
-Only what must happen on the event loop happens here: a few assignments. What is read from a closed sequence, and the event
-that it becomes, is the sink thread's work. The classes are msgspec's: made without a Python call, and the garbage collector does
-not look at them.
+Only what must happen on the event loop happens here: a few assignments. What is made of a closed sequence, its reason in
+words and its times included, is the sink thread's work. The classes are msgspec's: made without a Python call, and the
+garbage collector does not look at them.
 """
 
 from contextvars import ContextVar
@@ -10,7 +10,7 @@ from contextvars import ContextVar
 import msgspec
 
 from taximeter_inference.forwarding import Forwarded
-from taximeter_inference.vllm.engine_types import PrefillStats, SequenceState
+from taximeter_inference.vllm.engine_types import PrefillStats, SequenceState, SequenceStats
 
 CURRENT: ContextVar["Exchange | None"] = ContextVar("taximeter_exchange", default=None)
 """The exchange that whatever runs now belongs to; tasks that it starts inherit it."""
@@ -32,35 +32,30 @@ _NO_STATS = _NoStats()
 class ClosedSequence(msgspec.Struct, gc=False, frozen=True):
     """A sequence that has left the engine: what its event needs, so that the engine's own objects can go at once.
 
-    `prompt_id` is shared by the answers to one prompt; `reason` is vLLM's finish reason in words. Tokens are as the engine's
-    own counters have them; of the cached ones, a KV connector brought `external`. Times are monotonic seconds, 0.0 for what
-    never came; `first_token_seconds` is since its arrival.
+    `prompt_id` is shared by the answers to one prompt; `reason` is vLLM's finish reason, and its str() the word for it. Tokens
+    are as the engine's own counters have them; of the cached ones, a KV connector brought `external`. `stats` are the
+    engine's, which it changes no more: numbers, and no other object of its own.
     """
 
     request_id: str
     prompt_id: str
     ordinal: int
     lora_name: str | None
-    reason: str
+    reason: object
     prompt: int
     cached: int
     output: int
-    preemptions: int
-    queued_at: float
-    scheduled_at: float
-    first_token_at: float
-    last_token_at: float
-    first_token_seconds: float
+    stats: SequenceStats
     external: int = 0
 
 
-def closed_sequence(state: SequenceState, reason: str, prefill: PrefillStats | None = None) -> ClosedSequence:
+def closed_sequence(state: SequenceState, reason: object, prefill: PrefillStats | None = None) -> ClosedSequence:
     """A sequence that ended for that reason just now. `prefill` is what the engine said of its prompt (with a connector)."""
     stats, parent = state.stats or _NO_STATS, state.parent_req
     output = stats.num_generation_tokens if stats is not _NO_STATS else _detokenized(state)
     prompt = cached = external = 0
     # The engine counts a prompt with its first output. An aborted or failed sequence may have ended before.
-    if not (state.is_prefilling or (output == 0 and reason in (ABORTED, FAILED))):
+    if not (state.is_prefilling or (output == 0 and str(reason) in (ABORTED, FAILED))):
         prompt, cached = state.prompt_len, state.num_cached_tokens
         if prefill is not None:
             # Not the state's: there it may be what another worker, which computed the prompt, had cached.
@@ -76,12 +71,7 @@ def closed_sequence(state: SequenceState, reason: str, prefill: PrefillStats | N
         prompt,
         cached if cached < prompt else prompt,
         output,
-        stats.num_preemptions,
-        stats.queued_ts,
-        stats.scheduled_ts,
-        stats.first_token_ts,
-        stats.last_token_ts,
-        stats.first_token_latency,
+        stats,
         min(external, cached, prompt) if external else 0,
     )
 
@@ -103,7 +93,7 @@ class Exchange(msgspec.Struct, gc=False, eq=False):
     number: int | None = None
     part: int = 0
     open: int = 0
-    closed: list[ClosedSequence] = []
+    closed: list[ClosedSequence] | None = None
     over: bool = False
     failed: bool = False
 

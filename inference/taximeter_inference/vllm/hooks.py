@@ -84,7 +84,7 @@ class EngineHooks:
 
         def update_stats_from_finished(req_state: Any, finish_reason: Any, iteration_stats: Any) -> None:
             observe(req_state, finish_reason, iteration_stats)
-            close(req_state.request_id, str(finish_reason))
+            close(req_state.request_id, finish_reason)
 
         def propagate_error(e: Exception) -> None:
             propagate(e)
@@ -111,9 +111,15 @@ class EngineHooks:
 
     def end(self, exchange: Exchange) -> None:
         """The exchange's answer has ended. It leaves now, or with its last sequence."""
-        exchange.over = True
-        if exchange.open == 0:
-            self._hand_on(exchange)
+        exchange.over, number = True, exchange.number
+        if exchange.open or number is None:
+            return
+        # What closed since the last part becomes one.
+        took = time.perf_counter() - exchange.started
+        part = Part(exchange.tags, exchange.path, exchange.failed, number, exchange.part, exchange.closed or [], took)
+        exchange.number = exchange.closed = None
+        exchange.part += 1
+        self.leave(part)
 
     def _noting_prefills(self, process: Callable[..., Any]) -> Callable[..., Any]:
         owners, prefills = self._owners, self._prefills
@@ -127,30 +133,23 @@ class EngineHooks:
 
         return process_outputs
 
-    def _close(self, identity: str, reason: str) -> None:
+    def _close(self, identity: str, reason: object) -> None:
         owner = self._owners.pop(identity, None)
         if owner is not None:
             exchange, state = owner
             prefill = self._prefills.pop(identity, None) if self._prefills else None
-            exchange.closed.append(closed_sequence(state, reason, prefill))
+            closed = closed_sequence(state, reason, prefill)
+            if exchange.closed is None:
+                exchange.closed = [closed]
+            else:
+                exchange.closed.append(closed)
             exchange.open -= 1
             if exchange.over and exchange.open == 0:
-                self._hand_on(exchange)
+                self.end(exchange)
 
     def _close_all(self, reason: str) -> None:
         for identity in list(self._owners):
             self._close(identity, reason)
-
-    def _hand_on(self, exchange: Exchange) -> None:
-        """What closed since the last part becomes one, if anything did."""
-        number = exchange.number
-        if number is None:
-            return
-        took = time.perf_counter() - exchange.started
-        part = Part(exchange.tags, exchange.path, exchange.failed, number, exchange.part, exchange.closed, took)
-        exchange.number, exchange.closed = None, []
-        exchange.part += 1
-        self.leave(part)
 
 
 def _stray() -> Exchange:

@@ -51,7 +51,8 @@ class Guard:
         if tags is None or self._waiting or (request.lora_request is not None and self._adapters):
             tags = exchange.tags = self._admitted(request, exchange)
         if self._keys is not None:
-            request.cache_salt = self._keys.salt(tags.pool, request.cache_salt)
+            given = request.cache_salt
+            request.cache_salt = self._keys.pool_salt(tags.pool) if given is None else self._keys.salt(tags.pool, given)
         params = request.sampling_params
         # What nobody asked for need not be dropped: on the event loop, each call that is not made counts.
         if (

@@ -9,10 +9,11 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from functools import partial
 from typing import Any
 
-from taximeter_inference.forwarding import PREFIX, TOLERANCE_SECONDS, Forwarded, ForwardingError, verify
+from taximeter_inference.forwarding import PREFIX, TOLERANCE_SECONDS, Forwarded, ForwardingError, signing_key, verify
 from taximeter_inference.vllm.answers import AnswerMeter
 from taximeter_inference.vllm.errors import DriftError, ForeignAdapterError, ForeignTagsError, UntaggedError
 from taximeter_inference.vllm.exchange import CURRENT, Exchange
@@ -46,26 +47,29 @@ class Middleware:
     def __init__(self, app: App) -> None:
         self._app = app
         self._settings = WorkerSettings()
-        self._secrets = self._settings.forwarding_secrets
+        self._keys = tuple(map(signing_key, self._settings.forwarding_secrets))
         self._seen = SeenRequests()
         self._meter: WorkerMeter | None = None
+        self._end: Callable[[Exchange], None] | None = None
+        self._held: Collection[object] = ()
+        """What every request needs of the meter: how it is told of the end, and the events that there was no room for."""
         self._answers: AnswerMeter | None = None
 
     def use(self, meter: WorkerMeter) -> None:
         """Meter with this one, which the caller closes, where there is no server to start and stop it."""
-        self._meter = meter
+        self._meter, self._end, self._held = meter, meter.hooks.end, meter.sink.held
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """ASGI. Not a coroutine of its own: whatever the request waits for passes through each."""
         kind = scope["type"]
-        if kind == "lifespan":
-            return self._live(scope, receive, send)
-        if kind == "websocket" or scope["method"] == "POST":
-            return self._serve(scope, receive, send)
-        return self._app(scope, receive, send)
+        if kind == "http":
+            serve = self._serve if scope["method"] == "POST" else self._app
+        else:
+            serve = self._live if kind == "lifespan" else self._serve
+        return serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began, path, meter = time.perf_counter(), scope["path"], self._meter
+        began, path, end = time.perf_counter(), scope["path"], self._end
         try:
             tags = self._tags(scope, path, began)
         except UntaggedError as error:
@@ -77,26 +81,19 @@ class Middleware:
         if self._answers is not None:
             await self._serve_by_answers(self._answers, scope, receive, send, tags)
             return
-        if meter is None or (meter.sink.held and path in OPERATIONS and not (tags is not None and tags.is_metered)):
+        if end is None or (self._held and path in OPERATIONS and not (tags is not None and tags.is_metered)):
             await _refuse(scope, send, 503, "cannot_meter", "this worker cannot meter requests now")
             return
         exchange = Exchange(tags, path, began)
-
-        def send_on(message: Message) -> Awaitable[None]:
-            # Not a coroutine of its own: a stream passes here with every piece.
-            if message["type"] == "http.response.start" and message["status"] >= 500:
-                exchange.failed = True
-            return send(message)
-
         before = CURRENT.set(exchange)
         try:
-            await self._app(scope, receive, send_on)
+            await self._app(scope, receive, partial(_send_on, exchange, send))
         except Exception:
             exchange.failed = True
             raise
         finally:
             CURRENT.reset(before)
-            meter.hooks.end(exchange)
+            end(exchange)
 
     async def _serve_by_answers(
         self, answers: AnswerMeter, scope: Scope, receive: Receive, send: Send, tags: Forwarded | None
@@ -118,17 +115,22 @@ class Middleware:
 
     def _tags(self, scope: Scope, path: str, now: float) -> Forwarded | None:
         """The request's tags; None where it has none and may go without until it reaches the engine."""
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        signature = headers.get(SIGNATURE)
-        if signature is not None and self._secrets:
+        signature, text = None, b""
+        for name, value in scope["headers"]:
+            if name == TAGS:
+                text = value
+            elif name == SIGNATURE:
+                signature = value
+        if signature is not None and self._keys:
             try:
-                tags = verify(headers.get(TAGS, b""), signature, self._secrets, int(time.time()))
+                tags = verify(text, signature, self._keys, time.time())
             except ForwardingError as error:
                 raise ForeignTagsError(f"the forwarded tags cannot be believed: {error}") from None
             if not self._seen.add(tags.request_id, now):
                 raise ForeignTagsError("these forwarded tags were used before")
             return tags
         settings = self._settings
+        headers: dict[bytes, bytes] = dict(scope["headers"])
         if settings.worker_tags == "trusted" and TENANT in headers:
             return trusted_tags(headers, path)
         if path in OPERATIONS and settings.worker_untagged == "refuse":
@@ -164,7 +166,7 @@ class Middleware:
         try:
             if engine is None or not hasattr(engine, "output_processor"):
                 raise DriftError("vLLM's server has no engine with an output processor in its own process")
-            self._meter = WorkerMeter(engine, settings)
+            self.use(WorkerMeter(engine, settings))
         except DriftError as error:
             if settings.worker_on_drift == "refuse":
                 raise
@@ -201,6 +203,13 @@ class SeenRequests:
             return False
         self._new.add(request_id)
         return True
+
+
+def _send_on(exchange: Exchange, send: Send, message: Message) -> Awaitable[None]:
+    # Not a coroutine of its own: a stream passes here with every piece.
+    if message["type"] == "http.response.start" and message["status"] >= 500:
+        exchange.failed = True
+    return send(message)
 
 
 async def _refuse(scope: Scope, send: Send, status: int, code: str, message: str) -> None:

@@ -55,6 +55,8 @@ class EventSink:
         self._gpus = gpus
         self._blocks = blocks
         self._parts: deque[Part] = deque()
+        self.take: Callable[[Part], None] = self._parts.append
+        """Take a part. Called on the event loop; costs next to nothing."""
         self._waiting: list[tuple[Part, float]] = []
         """Parts whose blocks are not all known, with their GPU-seconds."""
         self.held: deque[tuple[UsageEvent, int, str]] = deque()
@@ -63,7 +65,8 @@ class EventSink:
         self._busy = BusyTime()
         self._taken = 0
         self._settled = 0
-        """How many parts were taken, and became events or could not."""
+        """How many parts the thread has taken in, and how many became events or could not."""
+        self._taking_in = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="taximeter-sink", daemon=True)
@@ -73,11 +76,6 @@ class EventSink:
         self._running = running
         self._thread.start()
 
-    def take(self, part: Part) -> None:
-        """Take a part. Called on the event loop; costs next to nothing."""
-        self._taken += 1
-        self._parts.append(part)
-
     def flush(self, timeout_seconds: float = STOP_SECONDS_MAX) -> None:
         """Wait until what was taken so far is on the broker or on disk."""
         deadline = time.monotonic() + timeout_seconds
@@ -86,7 +84,9 @@ class EventSink:
 
     def settle(self, timeout_seconds: float = STOP_SECONDS_MAX) -> None:
         """Wait until what was taken so far is handed to the producer."""
-        deadline, taken = time.monotonic() + timeout_seconds, self._taken
+        deadline = time.monotonic() + timeout_seconds
+        with self._taking_in:
+            taken = self._taken + len(self._parts)
         while self._settled < taken and self._thread.is_alive() and time.monotonic() < deadline:
             self._wake.set()
             time.sleep(WAKE_SECONDS / 5)
@@ -132,15 +132,15 @@ class EventSink:
         """Settle the busy time of new parts, in the order in which their sequences ended."""
         if not self._parts:
             return
-        parts: list[Part] = []
-        while self._parts:
-            parts.append(self._parts.popleft())
+        with self._taking_in:
+            parts = [self._parts.popleft() for _ in range(len(self._parts))]
+            self._taken += len(parts)
         running = [stats for state in self._running() if (stats := state.stats) is not None]
         ended = [
-            (closed.last_token_at, place, closed.scheduled_at)
+            (closed.stats.last_token_ts, place, closed.stats.scheduled_ts)
             for place, part in enumerate(parts)
             for closed in part.sequences
-            if 0.0 < closed.scheduled_at < closed.last_token_at
+            if 0.0 < closed.stats.scheduled_ts < closed.stats.last_token_ts
         ]
         ended.sort()
         starts = [stats.scheduled_ts for stats in running if stats.scheduled_ts > 0.0]

@@ -110,7 +110,8 @@ def billed_sequences(sequences: Sequence[ClosedSequence]) -> list[ClosedSequence
 
 
 def _began(part: Part, now: datetime, monotonic_now: float) -> datetime:
-    began = min((one.scheduled_at for one in part.sequences if one.scheduled_at > 0.0), default=monotonic_now)
+    stats = [one.stats for one in part.sequences]
+    began = min((one.scheduled_ts for one in stats if one.scheduled_ts > 0.0), default=monotonic_now)
     return now - timedelta(seconds=max(0.0, monotonic_now - began))
 
 
@@ -131,14 +132,14 @@ def _tokens(part: Part, billed: Sequence[ClosedSequence], connector: Tier) -> To
 def _outcome(part: Part) -> Outcome:
     if part.failed:
         return Outcome.ERROR
-    found = {_OUTCOMES.get(closed.reason, Outcome.COMPLETED) for closed in part.sequences}
+    found = {_OUTCOMES.get(str(closed.reason), Outcome.COMPLETED) for closed in part.sequences}
     return next(outcome for outcome in _WORST_FIRST if outcome in found or outcome is Outcome.COMPLETED)
 
 
 def _timing(part: Part) -> Timing:
-    found = part.sequences
-    queued = [one.scheduled_at - one.queued_at for one in found if one.scheduled_at > 0.0 and one.queued_at > 0.0]
-    first = [one.first_token_seconds for one in found if one.first_token_at > 0.0]
+    stats = [one.stats for one in part.sequences]
+    queued = [one.scheduled_ts - one.queued_ts for one in stats if one.scheduled_ts > 0.0 and one.queued_ts > 0.0]
+    first = [one.first_token_latency for one in stats if one.first_token_ts > 0.0]
     return Timing(
         queue_ms=_milliseconds(max(queued)) if queued else None,
         ttft_ms=_milliseconds(min(first)) if first else None,
@@ -152,9 +153,9 @@ def _attributes(
     given: Mapping[str, str],
     cache: Mapping[str, str],
 ) -> dict[str, str]:
-    found = part.sequences
-    decode = [one.last_token_at - one.first_token_at for one in found if one.first_token_at > 0.0]
-    preemptions = sum(one.preemptions for one in found)
+    found, stats = part.sequences, [one.stats for one in part.sequences]
+    decode = [one.last_token_ts - one.first_token_ts for one in stats if one.first_token_ts > 0.0]
+    preemptions = sum(one.num_preemptions for one in stats)
     engine = {"engine.requests": _joined([one.request_id for one in found])}
     if decode:
         engine["engine.decode_ms"] = str(round(_milliseconds(max(decode)), 3))
