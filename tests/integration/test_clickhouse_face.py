@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import clickhouse_connect
@@ -163,6 +165,28 @@ def test_what_goes_wrong_at_an_inserts_very_end_is_told(client: Client) -> None:
     client.command("ALTER TABLE seen RESET SETTING min_free_disk_ratio_to_perform_insert")
     client.insert("late", [[4]], column_names=["n"])
     assert client.query("SELECT groupArray(n) FROM (SELECT n FROM seen ORDER BY n)").result_rows == [([1, 2, 4],)]
+
+
+def test_inserts_that_fail_side_by_side_are_each_told(
+    clickhouse: FaceProcess, client: Client, unique_database: str
+) -> None:
+    """The engine remembers one error of a kind: that of the insert that failed last."""
+    client.command("CREATE TABLE full (n UInt64) ENGINE = MergeTree ORDER BY n")
+    client.command("ALTER TABLE full MODIFY SETTING min_free_disk_ratio_to_perform_insert = 1")
+
+    def failures(times: int) -> int:
+        failed = 0
+        with clickhouse.client(unique_database) as own:
+            for number in range(times):
+                with suppress(DatabaseError):
+                    own.insert("full", [[number]], column_names=["n"])
+                    continue
+                failed += 1
+        return failed
+
+    with ThreadPoolExecutor(4) as several:
+        assert list(several.map(failures, [100] * 4)) == [100] * 4
+    assert client.query("SELECT count() FROM full").first_row == (0,)
 
 
 def test_a_body_of_64_mb(client: Client) -> None:

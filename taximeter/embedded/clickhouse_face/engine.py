@@ -122,6 +122,8 @@ class Engine:
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self._path = str(path.resolve())
+        # What one insert met with at its end is read before the next one can take its place in the engine's record.
+        self._one_ends = threading.Lock()
         # The engine lives as long as one connection is open.
         self._anchor = self._connect()
 
@@ -160,11 +162,14 @@ class Engine:
             try:
                 for piece in pieces:
                     inserter.append(piece)
-                counts = inserter.finish()
+                with self._one_ends:
+                    counts = inserter.finish()
+                    unsaid = _unsaid(connection)
             except BaseException:
                 inserter.cancel()
                 raise
-            _raise_unsaid(connection)
+            if unsaid:
+                raise from_engine(RuntimeError(unsaid))
             return Summary(
                 written_rows=counts.rows_written,
                 written_bytes=counts.bytes_written,
@@ -199,15 +204,13 @@ def _prepare(connection: _Connection, session: Session) -> None:
         connection.query(f"SET {pairs}", "Null", {})
 
 
-def _raise_unsaid(connection: _Connection) -> None:
-    """Raise what the insert before met with at its very end: chDB's `finish` returns as if all were well.
+def _unsaid(connection: _Connection) -> str:
+    """What the insert before met with at its very end, or nothing: chDB's `finish` returns as if all were well.
 
     A full disk and a view that throws are such errors. The engine's own record of errors names the statement by its id, which
-    all statements of a connection share.
+    all statements of a connection share. It keeps the last error of each kind alone.
     """
-    failed = connection.query(_LAST_ERROR, "TabSeparatedRaw", {}).bytes()
-    if failed:
-        raise from_engine(RuntimeError(failed.decode().strip()))
+    return connection.query(_LAST_ERROR, "TabSeparatedRaw", {}).bytes().decode().strip()
 
 
 def _checked(name: str) -> str:
